@@ -1,0 +1,332 @@
+"""The bridge: the one object through which a program enqueues."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from typing_extensions import Self
+
+from queuebridge.backend import Backend, Publication, check_capabilities
+from queuebridge.envelope import Envelope
+from queuebridge.errors import ConfigurationError, EnqueueManyError, InvalidOption
+from queuebridge.ids import check_job_id, job_id_for_key, new_dispatch_id, new_job_id
+from queuebridge.loading import load_backend
+from queuebridge.options import EnqueueOptions
+from queuebridge.receipt import Receipt, Write
+from queuebridge.registry import AnyTask, TaskRegistry, default_registry, discover
+from queuebridge.runner import Runner
+from queuebridge.settings import Settings, environment_or
+from queuebridge.task import Task
+from queuebridge.tracing import current_trace
+
+logger = logging.getLogger(__name__)
+
+_NO_OPTIONS = EnqueueOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One job for `enqueue_many`: a task, its arguments and its options."""
+
+    task: AnyTask | str
+    args: Sequence[Any] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    options: EnqueueOptions = _NO_OPTIONS
+
+
+class Bridge:
+    """Enqueue jobs through the backend that the environment selects.
+
+    Making a bridge reads settings and connects to nothing. It is safe to use from several threads.
+
+    Args:
+        backend: A backend, or the name of one, instead of the environment's choice.
+        registry: The tasks; default the registry that `@task` uses.
+        environ: Variables to read instead of the process's environment.
+        clock: The time in Unix seconds.
+
+    Raises:
+        ConfigurationError: The environment selects no backend, or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | str | None = None,
+        *,
+        registry: TaskRegistry | None = None,
+        environ: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._environ = environment_or(environ)
+        self._clock = clock
+        self.settings = Settings.from_environment(self._environ)
+        self.registry = registry if registry is not None else default_registry
+        self.runner = Runner(self.registry, clock=clock)
+        if isinstance(backend, Backend):
+            self.backend = backend
+        else:
+            self.backend = load_backend(
+                backend or select_backend(self.settings),
+                settings=self.settings,
+                environ=self._environ,
+                registry=self.registry,
+                runner=self.runner,
+            )
+
+    def load_tasks(self) -> None:
+        """Import the modules named by QUEUEBRIDGE_TASKS and check every task's arguments.
+
+        Raises:
+            ConfigurationError: A module does not exist.
+            TaskRegistrationError: A task is declared twice, or its arguments have no JSON form.
+        """
+        discover(self.settings.tasks)
+        self.registry.check()
+
+    def enqueue(self, task: AnyTask | str, /, *args: Any, **kwargs: Any) -> Receipt:
+        """Enqueue a job with these arguments and the task's own options.
+
+        Returns:
+            What is known: which backend has the job, under which id.
+
+        Raises:
+            UnknownTask: `task` is a name that is not registered in this process.
+            InvalidArguments: The arguments do not fit the task's signature and type hints.
+            OptionNotSupported, InvalidOption: The backend cannot honour an option of the task.
+            PublishError: The backend did not take the job, or did not say whether it did.
+        """
+        return self.apply_async(task, args, kwargs)
+
+    async def aenqueue(self, task: AnyTask | str, /, *args: Any, **kwargs: Any) -> Receipt:
+        """Enqueue from asyncio code; the event loop is not blocked meanwhile. As `enqueue` otherwise.
+
+        Cancelling the caller does not stop a publish that is under way.
+        """
+        return await self.aapply_async(task, args, kwargs)
+
+    def apply_async(
+        self,
+        task: AnyTask | str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: EnqueueOptions = _NO_OPTIONS,
+    ) -> Receipt:
+        """Enqueue a job with options. As `enqueue` otherwise.
+
+        Raises:
+            TypeError: `task` is no task, `args` no list or tuple, or `kwargs` no mapping.
+        """
+        publication = self._prepare(task, args, kwargs, options)
+        return _receipt(publication.envelope, self.backend.publish(publication))
+
+    async def aapply_async(
+        self,
+        task: AnyTask | str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: EnqueueOptions = _NO_OPTIONS,
+    ) -> Receipt:
+        """Enqueue a job with options from asyncio code. As `aenqueue` otherwise."""
+        # Not at the top: a receiver that starts cold does not need it.
+        import asyncio
+
+        return await asyncio.to_thread(self.apply_async, task, args, kwargs, options)
+
+    def enqueue_many(self, calls: Iterable[Call | tuple[AnyTask | str, Sequence[Any]]]) -> list[Receipt]:
+        """Enqueue several jobs through the batch interface of the backend.
+
+        All are checked before the first is sent: a wrong argument or option anywhere sends nothing.
+
+        Args:
+            calls: `Call` objects, or pairs of a task and its positional arguments.
+
+        Returns:
+            The receipts, in the order of the calls.
+
+        Raises:
+            EnqueueManyError: Some were not accepted; it has the receipt or the error of each.
+            QueueBridgeError: As `enqueue`, for the first call that is wrong; nothing was sent.
+        """
+        publications = []
+        for call in calls:
+            one = call if isinstance(call, Call) else Call(*call)
+            publications.append(self._prepare(one.task, one.args, one.kwargs, one.options))
+        if not publications:
+            return []
+        results = [
+            _receipt(publication.envelope, result) if isinstance(result, Write) else result
+            for publication, result in zip(publications, self.backend.publish_many(publications), strict=True)
+        ]
+        receipts = [result for result in results if isinstance(result, Receipt)]
+        if len(receipts) < len(results):
+            raise EnqueueManyError(results)
+        return receipts
+
+    def close(self) -> None:
+        """Give up the backend's connections."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def activate(self) -> Iterator[Bridge]:
+        """Make this the bridge that `task.delay` uses inside the block, in this thread or asyncio task."""
+        token = _active.set(self)
+        try:
+            yield self
+        finally:
+            _active.reset(token)
+
+    def _prepare(
+        self,
+        task: AnyTask | str,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: EnqueueOptions,
+    ) -> Publication:
+        if isinstance(task, str):
+            task = self.registry.get(task)
+        elif not isinstance(task, Task):
+            raise TypeError(f"Not a task, but {type(task).__name__}: decorate the function with @task.")
+        if args is None:
+            args = ()
+        elif type(args) is not tuple and (isinstance(args, str | bytes) or not isinstance(args, Sequence)):
+            raise TypeError(f"args must be a list or tuple of arguments, not {type(args).__name__}.")
+        if kwargs is None:
+            kwargs = {}
+        elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
+            raise TypeError(f"kwargs must be a mapping of names to arguments, not {type(kwargs).__name__}.")
+        backend = self.backend.name
+        publication = Publication(
+            envelope=self._envelope(task, args, kwargs, options),
+            retry=options.retry,
+            options={**task.options.get(backend, {}), **options.options.get(backend, {})},
+        )
+        check_capabilities(self.backend, publication)
+        self.backend.check(publication)
+        return publication
+
+    def _envelope(
+        self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], options: EnqueueOptions
+    ) -> Envelope:
+        wire_args, wire_kwargs = task.arguments.dump(args, kwargs)
+        now = self._clock()
+        not_before, expires = options.not_before_ms(now), options.expires_at_ms(now)
+        if expires is not None and expires <= max(now * 1000, not_before or 0):
+            raise InvalidOption("expires", "the job would expire before it may start.")
+        key = options.idempotency_key
+        if options.task_id is not None:
+            job_id = check_job_id(options.task_id)
+        else:
+            job_id = job_id_for_key(task.name, key) if key is not None else new_job_id()
+        fields: dict[str, Any] = {
+            "job_id": job_id,
+            # The same key must give the same dispatch, or no transport could tell that it has it already.
+            "dispatch_id": job_id if key is not None else new_dispatch_id(),
+            "task": task.name,
+            "args": wire_args,
+            "kwargs": wire_kwargs,
+            "queue": options.queue or task.queue or self.settings.default_queue,
+            "enqueued_at_ms": int(now * 1000),
+            "retry": task.retry,
+        }
+        optional = {
+            "not_before_ms": not_before,
+            "expires_at_ms": expires,
+            "timeout_seconds": task.timeout,
+            "priority": options.priority if options.priority is not None else task.priority,
+            "idempotency_key": key,
+            "metadata": {**task.metadata, **options.json_metadata()} if options.metadata else task.metadata,
+            "headers": options.headers,
+            "trace": current_trace(),
+        }
+        # Only what is set: each field that is given costs time to validate.
+        fields.update({name: value for name, value in optional.items() if value is not None and value != {}})
+        return Envelope(**fields)
+
+
+def select_backend(settings: Settings) -> str:
+    """Return the name of the backend that the environment selects.
+
+    QUEUEBRIDGE_BACKEND, else QStash if there is a token, else Celery if there is a broker URL, else RQ if
+    there is a Redis URL, else, outside production, QStash on the embedded development server.
+
+    Raises:
+        ConfigurationError: Nothing is selected, in production.
+    """
+    if settings.backend is not None:
+        return settings.backend
+    if settings.qstash_token_present:
+        return "qstash"
+    if settings.celery_broker_present:
+        return "celery"
+    if settings.redis_present:
+        return "rq"
+    if settings.production:
+        raise ConfigurationError(
+            "No backend is configured. Set QSTASH_TOKEN for QStash, CELERY_BROKER_URL for Celery or REDIS_URL "
+            "for RQ; QUEUEBRIDGE_BACKEND=qstash|celery|rq|inline chooses between them."
+        )
+    logger.warning(
+        "No backend is configured: using the embedded development server, which `queuebridge dev` starts. "
+        "Set QSTASH_TOKEN, CELERY_BROKER_URL or REDIS_URL, or QUEUEBRIDGE_BACKEND, to choose one."
+    )
+    return "qstash"
+
+
+_active: ContextVar[Bridge | None] = ContextVar("queuebridge_active_bridge", default=None)
+_default: Bridge | None = None
+# Reentrant: making a bridge may import the user's Celery app, whose module may ask for the bridge.
+_default_lock = threading.RLock()
+
+
+def get_bridge() -> Bridge:
+    """Return the bridge in use: the activated one, else the process's.
+
+    The latter is made from the environment at first use.
+
+    Raises:
+        ConfigurationError: As `Bridge()`.
+    """
+    active = _active.get()
+    if active is not None:
+        return active
+    global _default  # noqa: PLW0603 - one per process, like a logger
+    bridge = _default
+    if bridge is None:
+        with _default_lock:
+            bridge = _default
+            if bridge is None:
+                bridge = _default = Bridge()
+    return bridge
+
+
+def set_bridge(bridge: Bridge | None) -> None:
+    """Make `bridge` the process's; None lets the next use make one from the environment."""
+    global _default  # noqa: PLW0603 - one per process, like a logger
+    with _default_lock:
+        _default = bridge
+
+
+def _receipt(envelope: Envelope, write: Write) -> Receipt:
+    return Receipt(
+        job_id=envelope.job_id,
+        dispatch_id=envelope.dispatch_id,
+        task=envelope.task,
+        queue=envelope.queue,
+        writes=(write,),
+    )

@@ -1,0 +1,129 @@
+"""The one place that imports adapters and the application, by name and only when they are used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from queuebridge.errors import ConfigurationError, MissingExtra
+
+if TYPE_CHECKING:
+    from queuebridge.backend import Backend
+    from queuebridge.delivery import DeliveryVerifier
+    from queuebridge.registry import TaskRegistry
+    from queuebridge.runner import Runner
+    from queuebridge.settings import Settings
+
+# backend name -> module that defines `create_backend(settings, environ, registry, runner) -> Backend`
+BACKEND_MODULES = {
+    "qstash": "queuebridge.backends.qstash.backend",
+    "celery": "queuebridge.backends.celery.backend",
+    "rq": "queuebridge.backends.rq.backend",
+    "inline": "queuebridge.backends.inline",
+}
+# backend name -> module that defines `run_worker(bridge, ...)`
+WORKER_MODULES = {
+    "celery": "queuebridge.backends.celery.worker",
+    "rq": "queuebridge.backends.rq.worker",
+}
+VERIFIER_MODULE = "queuebridge.backends.qstash.verification"
+
+# Top-level module of a library -> (the name on the package index, the extra that installs it)
+OPTIONAL_LIBRARIES = {
+    "qstash": ("qstash", "qstash"),
+    "httpx": ("httpx", "qstash"),
+    "jwt": ("PyJWT", "qstash"),
+    "flask": ("flask", "qstash"),
+    "celery": ("celery", "celery"),
+    "kombu": ("celery", "celery"),
+    "rq": ("rq", "rq"),
+    "redis": ("redis", "redis"),
+    "aiohttp": ("aiohttp", "devserver"),
+    "click": ("click", "cli"),
+    "rich": ("rich", "cli"),
+    "gunicorn": ("gunicorn", "cli"),
+    "fakeredis": ("fakeredis", "all"),
+}
+# Adapter -> its extra, where that installs more than the library that happens to be missed first.
+_OWN_EXTRAS = {"queuebridge.backends.rq": "rq"}
+
+
+def load_backend(
+    name: str, *, settings: Settings, environ: Mapping[str, str], registry: TaskRegistry, runner: Runner
+) -> Backend:
+    """Return the backend of this name, configured from the environment.
+
+    Raises:
+        ConfigurationError: There is no such backend, or its settings are incomplete.
+        MissingExtra: Its library is not installed.
+    """
+    if name not in BACKEND_MODULES:
+        close = difflib.get_close_matches(name, BACKEND_MODULES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigurationError(
+            # Not the name itself: it may be an address with a password, pasted into the wrong variable.
+            f"QUEUEBRIDGE_BACKEND does not name a backend.{hint} There are: {', '.join(BACKEND_MODULES)}."
+        )
+    module = import_optional(BACKEND_MODULES[name], feature=f"The {name} backend")
+    backend: Backend = module.create_backend(settings, environ, registry, runner)
+    return backend
+
+
+def load_verifier(settings: Settings, environ: Mapping[str, str]) -> DeliveryVerifier:
+    """Return the verifier of push deliveries, configured from the environment."""
+    module = import_optional(VERIFIER_MODULE, feature="The receiver")
+    verifier: DeliveryVerifier = module.create_verifier(settings, environ)
+    return verifier
+
+
+def import_optional(module: str, *, feature: str) -> Any:
+    """Import one of our modules that needs an optional library.
+
+    Args:
+        module: The full name of the module.
+        feature: What the user wanted, as the subject of a sentence.
+
+    Raises:
+        MissingExtra: A library it needs is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in OPTIONAL_LIBRARIES:
+            raise
+        library, extra = OPTIONAL_LIBRARIES[missing]
+        extra = _OWN_EXTRAS.get(module.rpartition(".")[0], extra)
+        raise MissingExtra(feature, library, extra) from error
+
+
+def import_attribute(path: str, *, variable: str) -> Any:
+    """Return the object that `package.module:attribute` names.
+
+    Args:
+        path: The path.
+        variable: The setting it comes from, for errors.
+
+    Raises:
+        ConfigurationError: The path is malformed, or the module or attribute does not exist. An error inside
+            the module is raised as it is.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for name in (module_name, attribute) for part in name.split(".")):
+        # Not the value itself: it may be an address with a password, pasted into the wrong variable.
+        raise ConfigurationError(f"{variable} is not of the form package.module:attribute.")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigurationError(f"{variable}={path!r}: there is no module {error.name!r}.") from error
+    target: Any = module
+    for part in attribute.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError:
+            raise ConfigurationError(f"{variable}={path!r}: {module_name} has no attribute {attribute!r}.") from None
+    return target
