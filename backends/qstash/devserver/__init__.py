@@ -1,0 +1,14 @@
+"""An embedded, QStash-compatible HTTP server for development, tests and demonstrations."""
+
+from __future__ import annotations
+
+from queuebridge.backends.qstash.devserver.engine import EngineSettings
+from queuebridge.backends.qstash.devserver.server import (
+    DevServer,
+    ServerSettings,
+    run,
+    running_server,
+    serve,
+)
+
+__all__ = ["DevServer", "EngineSettings", "ServerSettings", "run", "running_server", "serve"]

@@ -1,0 +1,351 @@
+"""The message state machine: what happens to a message, and when, without doing any of it.
+
+No sockets, no tasks, no sleeping: a driver asks `start_due` for the messages to send now and reports
+each attempt with `finish`. Time comes from the injected clock, durability from the store port.
+States and their order are those of protocol sections 9.2 and 13.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from queuebridge.backends.qstash.devserver.account import Account
+from queuebridge.backends.qstash.devserver.backoff import next_wait
+from queuebridge.backends.qstash.devserver.callback import callback_body
+from queuebridge.backends.qstash.devserver.limits import FifoQueue, FlowKey
+from queuebridge.backends.qstash.devserver.messages import (
+    Accepted,
+    DeadLetter,
+    LogState,
+    Message,
+    MessageSpec,
+    Outcome,
+    Phase,
+    QueueRecord,
+    new_message_id,
+)
+from queuebridge.backends.qstash.devserver.store import Store
+from queuebridge.backends.qstash.devserver.timetable import Timetable
+from queuebridge.backends.qstash.protocol import (
+    DEV_USERS,
+    FINISHED_MESSAGE_READABLE_SECONDS,
+    PLANS,
+    DevUser,
+    PlanLimits,
+)
+
+logger = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """`time_scale` divides every wait before a retry; `max_parallelism` None means the plan's."""
+
+    plan: PlanLimits = PLANS["payg"]
+    time_scale: float = 1.0
+    max_parallelism: int | None = None
+    users: tuple[DevUser, ...] = DEV_USERS
+
+
+class Engine:
+    """All accounts' messages, the heap of waiting ones, and every change of state.
+
+    Not thread-safe: one event loop owns it.
+    """
+
+    def __init__(self, clock: Clock, store: Store, settings: EngineSettings | None = None) -> None:
+        self.clock = clock
+        self.settings = settings or EngineSettings()
+        self.store = store
+        parallelism = self.settings.max_parallelism or self.settings.plan.max_parallelism
+        self.accounts = {
+            user.name: Account(user, max_parallelism=parallelism, set_timer=self._flow_timer(user.name))
+            for user in self.settings.users
+        }
+        self._timetable = Timetable()
+        self._next_seq = 1
+        self._finished: deque[Message] = deque()
+
+    # Accepting
+
+    def accept(
+        self,
+        account: Account,
+        spec: MessageSpec,
+        body: bytes,
+        *,
+        not_before: float,
+        dedup_key: str | None = None,
+    ) -> tuple[Accepted, Message | None]:
+        """Stage a message; the driver commits and then calls `release`, or `discard` if that failed.
+
+        Args:
+            not_before: Unix seconds of the first attempt; a past time means at once.
+            dedup_key: what an equal publish within ten minutes is recognised by, or None.
+
+        Returns:
+            The answer, and the new message, which is None for a duplicate.
+        """
+        now = self.clock()
+        if dedup_key is not None:
+            earlier = account.earlier_publish(dedup_key, now)
+            if earlier is not None:
+                return Accepted(earlier, spec.url, deduplicated=True), None
+        message = self._new_message(account, spec, body, not_before=not_before)
+        if dedup_key is not None:
+            self.store.add_deduplication(account.remember_publish(dedup_key, message.id, now))
+        return Accepted(message.id, spec.url), message
+
+    def release(self, message: Message) -> None:
+        """Let an accepted message go on its way: into its queue, to its time, or in line."""
+        if message.phase is not Phase.STAGED:
+            return
+        account = self.accounts[message.account]
+        if message.spec.flow is not None:
+            account.configure_flow(message.spec.flow, self.clock())
+        if message.spec.queue is None:
+            self._wait_until(message, message.due)
+            return
+        queue = self.queue_for(account, message.spec.queue)
+        queue.append(message)
+        self._admit(queue)
+
+    def discard(self, message: Message) -> None:
+        """Undo `accept`: the publish failed and must leave nothing behind."""
+        account = self.accounts[message.account]
+        account.messages.pop(message.id, None)
+        message.phase = Phase.CANCELED
+        self.store.remove_message(message)
+        record = account.forget_publish(message.id)
+        if record is not None:
+            self.store.remove_deduplication(record)
+
+    def queue_for(self, account: Account, name: str) -> FifoQueue:
+        """Return a queue, created with parallelism 1 if absent."""
+        queue = account.queues.get(name)
+        if queue is None:
+            now_ms = int(self.clock() * 1000)
+            record = QueueRecord(
+                account=account.user.name, name=name, parallelism=1, created_ms=now_ms, updated_ms=now_ms
+            )
+            queue = account.queues[name] = FifoQueue(record)
+            self.store.put_queue(record)
+        return queue
+
+    # Driving
+
+    def start_due(self) -> list[Message]:
+        """Return the messages to send now; each is active until `finish` is called for it."""
+        now = self.clock()
+        for account_name, item in self._timetable.take_due(now):
+            if isinstance(item, FlowKey):
+                self.accounts[account_name].wake_flow(item)
+            else:
+                self.accounts[account_name].make_ready(item, now)
+        started: list[Message] = []
+        for account in self.accounts.values():
+            account.start_ready(now, started)
+        return started
+
+    def next_due(self) -> float | None:
+        """Return the Unix time of the next timed event, or None when nothing waits for a time."""
+        return self._timetable.next_due()
+
+    def finish(self, message: Message, outcome: Outcome) -> None:
+        """Take the outcome of an attempt: delivered, to be retried, failed, or cancelled meanwhile."""
+        now = self.clock()
+        now_ms = int(now * 1000)
+        account = self.accounts[message.account]
+        account.attempt_ended(message)
+        if outcome.delivered:
+            account.history.add(now_ms, LogState.DELIVERED, message)
+            self._call_back(account, message, message.spec.callback, outcome)
+            self._end(account, message, Phase.DELIVERED, now)
+            return
+        account.history.add(now_ms, LogState.ERROR, message, outcome=outcome)
+        if message.cancel_requested:
+            account.history.add(now_ms, LogState.CANCELED, message)
+            self._end(account, message, Phase.CANCELED, now)
+            return
+        if message.retried < message.spec.max_retries and outcome.retryable:
+            self._call_back(account, message, message.spec.callback, outcome)
+            self._retry(account, message, outcome, now)
+            return
+        self._fail(account, message, outcome, now)
+
+    def forget_finished(self, limit: int) -> int:
+        """Forget at most `limit` messages that finished long enough ago; return how many."""
+        finished = self._finished
+        latest = self.clock() - FINISHED_MESSAGE_READABLE_SECONDS
+        forgotten = 0
+        while forgotten < limit and finished and finished[0].finished_at <= latest:
+            message = finished.popleft()
+            self.accounts[message.account].messages.pop(message.id, None)
+            forgotten += 1
+        return forgotten
+
+    # Commands
+
+    def cancel(self, account: Account, message: Message) -> bool:
+        """Cancel a message; return False when it is finished or was already asked to stop.
+
+        A message in flight keeps its request and is cancelled when that fails; any other ends at once.
+        """
+        if message.finished or message.cancel_requested:
+            return False
+        now = self.clock()
+        message.cancel_requested = True
+        account.history.add(int(now * 1000), LogState.CANCEL_REQUESTED, message)
+        if message.phase is Phase.ACTIVE:
+            self.store.update_message(message)
+            return True
+        account.history.add(int(now * 1000), LogState.CANCELED, message)
+        waited = message.phase is Phase.WAITING
+        self._end(account, message, Phase.CANCELED, now)
+        if waited:
+            self._timetable.note_cancelled()
+        return True
+
+    def remove_dead_letter(self, account: Account, letter: DeadLetter) -> None:
+        """Drop an entry of the dead letter queue."""
+        del account.dead_letters[letter.dlq_id]
+        self.store.remove_dead_letter(letter)
+
+    def retry_dead_letter(
+        self, account: Account, letter: DeadLetter, spec: MessageSpec, *, not_before: float
+    ) -> Message:
+        """Stage a new message for a dead letter and drop the entry, in one transaction.
+
+        The driver commits and then releases the message, as after `accept`.
+        """
+        message = self._new_message(account, spec, letter.message.body, not_before=not_before)
+        self.remove_dead_letter(account, letter)
+        return message
+
+    def take_back(self, message: Message) -> None:
+        """Go on with a message found in the store; one that was in flight is due again at once."""
+        account = self.accounts[message.account]
+        account.history.add(message.created_ms, LogState.CREATED, message)
+        if message.cancel_requested:
+            now = self.clock()
+            account.history.add(int(now * 1000), LogState.CANCELED, message)
+            self._end(account, message, Phase.CANCELED, now)
+        else:
+            self.release(message)
+
+    def continue_after(self, seq: int) -> None:
+        """Give later messages greater sequence numbers than this one."""
+        self._next_seq = max(self._next_seq, seq + 1)
+
+    # Steps
+
+    def _new_message(
+        self,
+        account: Account,
+        spec: MessageSpec,
+        body: bytes,
+        *,
+        not_before: float,
+        hold: tuple[str, str] | None = None,
+    ) -> Message:
+        now = self.clock()
+        due = max(now, not_before)
+        message = Message(
+            seq=self._next_seq,
+            id=new_message_id(),
+            account=account.user.name,
+            spec=spec,
+            body=body,
+            created_ms=int(now * 1000),
+            not_before_ms=int(due * 1000),
+            due=due,
+            hold=hold,
+        )
+        self._next_seq += 1
+        account.messages[message.id] = message
+        account.history.add(message.created_ms, LogState.CREATED, message)
+        self.store.add_message(message)
+        return message
+
+    def _wait_until(self, message: Message, due: float) -> None:
+        message.due = due
+        now = self.clock()
+        if due <= now:
+            self.accounts[message.account].make_ready(message, now)
+            return
+        message.phase = Phase.WAITING
+        self._timetable.add(due, message.account, message)
+
+    def _admit(self, queue: FifoQueue) -> None:
+        while (message := queue.admit()) is not None:
+            self._wait_until(message, message.due)
+
+    def _retry(self, account: Account, message: Message, outcome: Outcome, now: float) -> None:
+        wait = next_wait(
+            retried=message.retried,
+            expression=message.spec.retry_delay,
+            response_headers=outcome.headers,
+            now=now,
+        )
+        message.retried += 1
+        due = now + wait / self.settings.time_scale
+        account.history.add(int(now * 1000), LogState.RETRY, message, next_delivery_ms=int(due * 1000))
+        self._wait_until(message, due)
+        self.store.update_message(message)
+
+    def _fail(self, account: Account, message: Message, outcome: Outcome, now: float) -> None:
+        now_ms = int(now * 1000)
+        letter = DeadLetter(
+            dlq_id=account.new_dlq_id(now_ms), message=message, outcome=outcome, entered_ms=now_ms
+        )
+        account.dead_letters[letter.dlq_id] = letter
+        account.history.add(now_ms, LogState.FAILED, message)
+        self._call_back(account, message, message.spec.callback, outcome)
+        self._call_back(account, message, message.spec.failure_callback, outcome, dlq_id=letter.dlq_id)
+        self._end(account, message, Phase.FAILED, now)
+        self.store.add_dead_letter(letter)
+        logger.info("moved to the dead letter queue: message=%s dlq=%s", message.id, letter.dlq_id)
+
+    def _call_back(
+        self,
+        account: Account,
+        source: Message,
+        spec: MessageSpec | None,
+        outcome: Outcome,
+        *,
+        dlq_id: str | None = None,
+    ) -> None:
+        if spec is None:
+            return
+        limit = self.settings.plan.max_message_bytes
+        body = callback_body(source, outcome, dlq_id=dlq_id, max_body_bytes=limit)
+        hold = source.hold
+        if source.spec.queue is not None:
+            hold = (source.spec.queue, source.id)
+        message = self._new_message(account, spec, body, not_before=0.0, hold=hold)
+        if hold is not None:
+            account.queues[hold[0]].hold(hold[1])
+        self.release(message)
+
+    def _end(self, account: Account, message: Message, phase: Phase, now: float) -> None:
+        held = message.phase is not Phase.QUEUED and message.phase is not Phase.STAGED
+        message.phase = phase
+        message.finished_at = now
+        self._finished.append(message)
+        self.store.remove_message(message)
+        slot = message.hold or ((message.spec.queue, message.id) if message.spec.queue and held else None)
+        if slot is not None:
+            queue = account.queues[slot[0]]
+            queue.release(slot[1])
+            self._admit(queue)
+
+    def _flow_timer(self, account_name: str) -> Callable[[float, FlowKey], None]:
+        def set_timer(due: float, flow: FlowKey) -> None:
+            self._timetable.add(due, account_name, flow)
+
+        return set_timer

@@ -1,0 +1,39 @@
+"""The error of a refused request, and the known texts of the hosted service."""
+
+from __future__ import annotations
+
+from typing import Final
+
+UNAUTHENTICATED: Final = "unable to authenticate: invalid token"
+INVALID_SCHEME: Final = "invalid destination url: endpoint has invalid scheme, add http:// or https://"
+COLON_IN_DEDUPLICATION_ID: Final = "DeduplicationId cannot contain ':'"
+
+
+class Refusal(Exception):
+    """Raised to answer a request with an HTTP status and `{"error": text}`."""
+
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        self.text = text
+        super().__init__(f"{status}: {text}")
+
+
+def bad_request(text: str) -> Refusal:
+    """Return the refusal of malformed input (400)."""
+    return Refusal(400, text)
+
+
+def not_found(text: str) -> Refusal:
+    """Return the refusal of a request for something unknown (404)."""
+    return Refusal(404, text)
+
+
+def over_quota(quota: str, limit: int | None = None) -> Refusal:
+    """Return the refusal of a request beyond a plan's quota (412), in the hosted wording."""
+    suffix = "" if limit is None else f", current limit: {limit}"
+    return Refusal(412, f"quota {quota} exceeded{suffix}")
+
+
+def unsupported(what: str, status: int = 404) -> Refusal:
+    """Return the refusal of a part of the protocol that this server does not have."""
+    return Refusal(status, f"{what}: not supported by this development server yet")

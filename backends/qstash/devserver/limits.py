@@ -1,0 +1,102 @@
+"""What holds a due message back: FIFO queues (13.8) and flow-control keys (13.9)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from queuebridge.backends.qstash.devserver.messages import FlowControl, Message, Phase, QueueRecord
+
+
+class FifoQueue:
+    """One queue: a message holds a slot from admission until it and its callbacks are finished."""
+
+    __slots__ = ("_holders", "_waiting", "record")
+
+    def __init__(self, record: QueueRecord) -> None:
+        self.record = record
+        self._waiting: deque[Message] = deque()
+        self._holders: dict[str, int] = {}
+
+    @property
+    def lag(self) -> int:
+        """How many messages are not delivered yet, those on their way included."""
+        waiting = sum(message.phase is Phase.QUEUED for message in self._waiting)
+        return waiting + len(self._holders)
+
+    def append(self, message: Message) -> None:
+        """Put a message at the end."""
+        message.phase = Phase.QUEUED
+        self._waiting.append(message)
+
+    def hold(self, message_id: str) -> None:
+        """Count one more delivery (the message itself or a callback) on behalf of a message."""
+        self._holders[message_id] = self._holders.get(message_id, 0) + 1
+
+    def release(self, message_id: str) -> None:
+        """Count one delivery less; the slot is free after the last."""
+        left = self._holders.get(message_id, 0) - 1
+        if left > 0:
+            self._holders[message_id] = left
+        else:
+            self._holders.pop(message_id, None)
+
+    def admit(self) -> Message | None:
+        """Give the next message a slot and return it, or None when all are taken or none waits."""
+        if len(self._holders) >= self.record.parallelism:
+            return None
+        while self._waiting:
+            message = self._waiting.popleft()
+            if message.phase is Phase.QUEUED:
+                self.hold(message.id)
+                return message
+        return None
+
+
+class FlowKey:
+    """One flow-control key: who waits for it, how many calls are active, and the rate window."""
+
+    __slots__ = ("active", "count", "listed", "setting", "timer_set", "waiting", "window_start")
+
+    def __init__(self, setting: FlowControl, now: float) -> None:
+        self.setting = setting
+        self.waiting: deque[Message] = deque()
+        self.active = 0
+        self.count = 0
+        self.window_start = now
+        self.listed = False
+        self.timer_set = False
+
+    @property
+    def window_end(self) -> float:
+        """When the current rate window ends, Unix seconds."""
+        return self.window_start + self.setting.period_seconds
+
+    def may_start(self, now: float) -> bool:
+        """Whether one more call may start now; opens a new rate window when the last is over."""
+        setting = self.setting
+        if now >= self.window_end or now < self.window_start:
+            self.window_start, self.count = now, 0
+        if setting.parallelism is not None and self.active >= setting.parallelism:
+            return False
+        return setting.rate is None or self.count < setting.rate
+
+    def rate_limited(self) -> bool:
+        """Whether the current window's rate is used up."""
+        return self.setting.rate is not None and self.count >= self.setting.rate
+
+    def next_waiting(self) -> Message | None:
+        """Take the longest waiting message, passing over those cancelled meanwhile."""
+        while self.waiting:
+            message = self.waiting.popleft()
+            if message.phase is Phase.READY:
+                return message
+        return None
+
+    def start(self) -> None:
+        """Count one call that starts now."""
+        self.active += 1
+        self.count += 1
+
+    def idle(self, now: float) -> bool:
+        """Whether nothing would be lost by forgetting this key."""
+        return not self.waiting and self.active == 0 and now >= self.window_end and not self.timer_set

@@ -1,0 +1,252 @@
+"""From publish headers to a `MessageSpec` (protocol section 3.3), for messages and for callbacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from queuebridge.backends.qstash.devserver.destination import check_destination
+from queuebridge.backends.qstash.devserver.errors import (
+    COLON_IN_DEDUPLICATION_ID,
+    bad_request,
+    over_quota,
+    unsupported,
+)
+from queuebridge.backends.qstash.devserver.messages import MessageSpec, canonical_header_name
+from queuebridge.backends.qstash.devserver.option_values import (
+    READERS,
+    check_utf8,
+    duration,
+    integer,
+    is_true,
+    read_flow_control,
+)
+from queuebridge.backends.qstash.protocol import PlanLimits
+
+_PREFIX: Final = "upstash-"
+_FORWARD: Final = "forward-"
+_CALLBACK: Final = "callback-"
+_FAILURE_CALLBACK: Final = "failure-callback-"
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# Connection handling is between this server and the destination; the rest is set by this server.
+_NEVER_FORWARDED: Final = frozenset(
+    {
+        "connection", "content-length", "expect", "host", "keep-alive", "proxy-authenticate",
+        "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Directives:
+    """What the headers of one publish said, by lower-case option name without the `Upstash-` prefix.
+
+    `forwarded` maps lower-case names to (name in canonical case, value).
+    """
+
+    options: dict[str, str] = field(default_factory=dict)
+    forwarded: dict[str, tuple[str, str]] = field(default_factory=dict)
+    callback: dict[str, str] = field(default_factory=dict)
+    failure_callback: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What one publish asks for, ready for the engine but for its body.
+
+    `not_before` is in Unix seconds; `hash_content` asks for content-based deduplication.
+    """
+
+    spec: MessageSpec
+    not_before: float
+    dedup_id: str | None = None
+    hash_content: bool = False
+
+
+def read_directives(
+    headers: Iterable[tuple[str, str]], parameters: Mapping[str, str], *, token: str
+) -> Directives:
+    """Sort the headers of a publish (and its `upstash-` query parameters) into directives.
+
+    A header wins over a parameter. `token` is the account's: an `Authorization` header that carries
+    it is never forwarded.
+
+    Raises:
+        Refusal: 400 for a value that is not valid UTF-8 or a header name that cannot be sent.
+    """
+    found = Directives()
+    for name, value in parameters.items():
+        _sort_option(found, name, value)
+    content_type: str | None = None
+    plain: list[tuple[str, str]] = []
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered.startswith(_PREFIX):
+            _sort_option(found, lowered, value)
+        elif lowered == "content-type":
+            content_type = value
+        else:
+            plain.append((name, value))
+    if found.options and is_true(found.options.get("header-forward", "false"), "Upstash-Header-Forward"):
+        for name, value in plain:
+            lowered = name.lower()
+            if lowered == "authorization" and token in value:
+                continue
+            if lowered not in found.forwarded:
+                _forward(found.forwarded, lowered, value)
+    if content_type is not None and "content-type" not in found.forwarded:
+        _forward(found.forwarded, "content-type", content_type)
+    return found
+
+
+def _sort_option(found: Directives, lowered: str, value: str) -> None:
+    name = lowered[len(_PREFIX) :]
+    if name.startswith(_FORWARD):
+        _forward(found.forwarded, name[len(_FORWARD) :], value)
+    elif name.startswith(_CALLBACK):
+        found.callback[name[len(_CALLBACK) :]] = value
+    elif name.startswith(_FAILURE_CALLBACK):
+        found.failure_callback[name[len(_FAILURE_CALLBACK) :]] = value
+    elif name.startswith("workflow-") or name == "feature-set":
+        raise unsupported("Upstash Workflow headers", 400)
+    elif not name.startswith("telemetry-"):
+        found.options[name] = value
+
+
+def _forward(target: dict[str, tuple[str, str]], lowered: str, value: str) -> None:
+    if lowered in _NEVER_FORWARDED or lowered.startswith(_PREFIX):
+        return
+    if not _TOKEN.fullmatch(lowered):
+        raise bad_request(f"invalid forwarded header name {lowered[:60]!r}")
+    if not value.isascii():
+        check_utf8(lowered, value)
+    target[lowered] = (canonical_header_name(lowered), value)
+
+
+class OptionReader:
+    """Turns directives into specs under one plan's limits. Stateless but for those."""
+
+    def __init__(self, plan: PlanLimits) -> None:
+        self._plan = plan
+
+    def publication(self, url: str, found: Directives, *, now: float, **fixed: Any) -> Publication:
+        """Return what a publish asks for.
+
+        Args:
+            url: the destination, already checked.
+            found: the directives of its headers.
+            now: Unix seconds.
+            fixed: fields of the spec that no header decides: `queue`, `caller_ip`.
+
+        Raises:
+            Refusal: 400 for a malformed option, 412 for one beyond the plan.
+        """
+        options = found.options
+        if not options and not found.callback and not found.failure_callback:
+            headers = tuple(found.forwarded.values())
+            return Publication(spec=MessageSpec(url=url, headers=headers, **fixed), not_before=now)
+        if "cron" in options:
+            raise bad_request("Upstash-Cron: a schedule is created with POST /v2/schedules/{destination}")
+        if "queue-name" in options or "schedule-id" in options:
+            raise bad_request(
+                "Upstash-Queue-Name and Upstash-Schedule-Id belong to a schedule, not to a publish"
+            )
+        spec = self._spec(MessageSpec(url=url, **fixed), found)
+        dedup_id = options.get("deduplication-id") or None
+        if dedup_id is not None:
+            check_utf8("Upstash-Deduplication-Id", dedup_id)
+            if ":" in dedup_id:
+                raise bad_request(COLON_IN_DEDUPLICATION_ID)
+        hash_content = is_true(
+            options.get("content-based-deduplication", "false"), "Upstash-Content-Based-Deduplication"
+        )
+        return Publication(
+            spec=spec,
+            not_before=self._not_before(options, now),
+            dedup_id=dedup_id,
+            hash_content=hash_content,
+        )
+
+    def override(self, spec: MessageSpec, found: Directives, *, now: float) -> Publication:
+        """Return a stored spec with the options of a retry request laid over it (protocol 8).
+
+        Raises:
+            Refusal: as `publication`.
+        """
+        found.forwarded.pop("content-type", None)  # of the retry request, not of the message
+        return Publication(spec=self._spec(spec, found), not_before=self._not_before(found.options, now))
+
+    def _spec(self, base: MessageSpec, found: Directives) -> MessageSpec:
+        changes = self._common(found.options)
+        if found.forwarded:
+            kept = {name.lower(): (name, value) for name, value in base.headers}
+            changes["headers"] = tuple((kept | found.forwarded).values())
+        spec = replace(base, **changes) if changes else base
+        callback = self._callback(spec, "callback", found.options, found.callback)
+        failure = self._callback(spec, "failure-callback", found.options, found.failure_callback)
+        if callback is None and failure is None:
+            return spec
+        return replace(spec, callback=callback, failure_callback=failure)
+
+    def _callback(
+        self, spec: MessageSpec, name: str, options: Mapping[str, str], own: Mapping[str, str]
+    ) -> MessageSpec | None:
+        """Return the callback or failure callback; its retries are by default those of the message."""
+        base = spec.callback if name == "callback" else spec.failure_callback
+        url = options.get(name)
+        if not url:
+            if base is None:
+                return None
+            url = base.url
+        else:
+            _check_callback_url(name, url)
+        if "delay" in own or "not-before" in own:
+            raise bad_request(f"Upstash-{canonical_header_name(name)}-Delay: callbacks cannot be delayed")
+        if "callback" in own or "failure-callback" in own:
+            raise unsupported("a callback of a callback", 400)
+        headers: dict[str, tuple[str, str]] = {"content-type": ("Content-Type", "application/json")}
+        if base is not None:
+            headers = {key.lower(): (key, value) for key, value in base.headers}
+        for option, value in own.items():
+            if option.startswith(_FORWARD):
+                _forward(headers, option[len(_FORWARD) :], value)
+        start = base or MessageSpec(url=url, max_retries=spec.max_retries, caller_ip=spec.caller_ip)
+        changes = {**self._common(own), "url": url, "headers": tuple(headers.values())}
+        return replace(start, **changes)
+
+    def _common(self, options: Mapping[str, str]) -> dict[str, Any]:
+        """Return the spec's fields that these options give."""
+        changes: dict[str, Any] = {}
+        for name, (field_name, read) in READERS.items():
+            value = options.get(name)
+            if value is not None:
+                changes[field_name] = read(value)
+        if changes.get("max_retries", 0) > self._plan.max_retries:
+            raise over_quota("maxRetries", self._plan.max_retries)
+        flow = read_flow_control(options.get("flow-control-key"), options.get("flow-control-value"))
+        if flow is not None:
+            changes["flow"] = flow
+        return changes
+
+    def _not_before(self, options: Mapping[str, str], now: float) -> float:
+        moment = now
+        if "not-before" in options:
+            moment = integer("Upstash-Not-Before", options["not-before"])
+        elif "delay" in options:
+            moment = now + duration("Upstash-Delay", options["delay"])
+        limit = self._plan.max_delay_seconds
+        if limit is not None and moment - now > limit:
+            raise over_quota("maxDelay", limit)
+        return moment
+
+
+def _check_callback_url(name: str, url: str) -> None:
+    if not url.lower().startswith(("http://", "https://")):
+        raise bad_request(
+            f"invalid Upstash-{canonical_header_name(name)}: endpoint has invalid scheme, "
+            "add http:// or https://"
+        )
+    check_destination(url)

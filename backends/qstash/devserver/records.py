@@ -1,0 +1,128 @@
+"""The stored form of messages and dead letters: compact JSON beside the raw bytes of the bodies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any, Final
+
+from queuebridge.backends.qstash.devserver.messages import (
+    DeadLetter,
+    FlowControl,
+    Message,
+    MessageSpec,
+    Outcome,
+    Phase,
+    Redaction,
+)
+
+_DEFAULTS: Final = {
+    spec_field.name: spec_field.default for spec_field in fields(MessageSpec) if spec_field.name != "url"
+}
+# ASCII output: a header that was not valid UTF-8 must not make the row unwritable.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode_spec(spec: MessageSpec) -> dict[str, Any]:
+    """Return the JSON form of a spec: only what differs from the defaults."""
+    data: dict[str, Any] = {"url": spec.url}
+    for name, default in _DEFAULTS.items():
+        value = getattr(spec, name)
+        if value == default:
+            continue
+        if isinstance(value, MessageSpec):
+            value = encode_spec(value)
+        elif isinstance(value, FlowControl):
+            value = [value.key, value.parallelism, value.rate, value.period_seconds]
+        elif isinstance(value, Redaction):
+            value = [value.body, value.all_headers, sorted(value.headers)]
+        data[name] = value
+    return data
+
+
+def decode_spec(data: dict[str, Any]) -> MessageSpec:
+    """Return the spec of its JSON form."""
+    values = dict(data)
+    for name in ("callback", "failure_callback"):
+        if name in values:
+            values[name] = decode_spec(values[name])
+    if "headers" in values:
+        values["headers"] = _pairs(values["headers"])
+    if "labels" in values:
+        values["labels"] = tuple(values["labels"])
+    if "flow" in values:
+        key, parallelism, rate, period_seconds = values["flow"]
+        values["flow"] = FlowControl(
+            key=key, parallelism=parallelism, rate=rate, period_seconds=period_seconds
+        )
+    if "redaction" in values:
+        body, all_headers, headers = values["redaction"]
+        values["redaction"] = Redaction(body=body, all_headers=all_headers, headers=frozenset(headers))
+    return MessageSpec(**values)
+
+
+def encode_message(message: Message) -> str:
+    """Return the JSON text of what never changes in a message, without its body."""
+    data: dict[str, Any] = {
+        "id": message.id,
+        "account": message.account,
+        "created": message.created_ms,
+        "not_before": message.not_before_ms,
+        "spec": encode_spec(message.spec),
+    }
+    if message.hold is not None:
+        data["hold"] = message.hold
+    return _encode(data)
+
+
+def decode_message(seq: int, text: str, body: bytes) -> Message:
+    """Return the message of its stored form, as it was when accepted."""
+    data = json.loads(text)
+    hold = data.get("hold")
+    return Message(
+        seq=seq,
+        id=data["id"],
+        account=data["account"],
+        spec=decode_spec(data["spec"]),
+        body=bytes(body),
+        created_ms=data["created"],
+        not_before_ms=data["not_before"],
+        due=data["not_before"] / 1000,
+        hold=None if hold is None else (hold[0], hold[1]),
+    )
+
+
+def encode_dead_letter(letter: DeadLetter) -> str:
+    """Return the JSON text of a dead letter, without the two bodies."""
+    return _encode(
+        {
+            "message": encode_message(letter.message),
+            "seq": letter.message.seq,
+            "retried": letter.message.retried,
+            "finished": letter.message.finished_at,
+            "entered": letter.entered_ms,
+            "status": letter.outcome.status,
+            "headers": letter.outcome.headers,
+            "error": letter.outcome.error,
+        }
+    )
+
+
+def decode_dead_letter(dlq_id: str, text: str, body: bytes, response_body: bytes) -> DeadLetter:
+    """Return the dead letter of its stored form."""
+    data = json.loads(text)
+    message = decode_message(data["seq"], data["message"], body)
+    message.retried = data["retried"]
+    message.phase = Phase.FAILED
+    message.finished_at = data["finished"]
+    outcome = Outcome(
+        status=data["status"],
+        headers=_pairs(data["headers"]),
+        body=bytes(response_body),
+        error=data["error"],
+    )
+    return DeadLetter(dlq_id=dlq_id, message=message, outcome=outcome, entered_ms=data["entered"])
+
+
+def _pairs(value: list[list[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, text) for name, text in value)

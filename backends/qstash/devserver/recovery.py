@@ -1,0 +1,42 @@
+"""Taking over what a store held when the server starts."""
+
+from __future__ import annotations
+
+import logging
+
+from queuebridge.backends.qstash.devserver.engine import Engine
+from queuebridge.backends.qstash.devserver.limits import FifoQueue
+from queuebridge.backends.qstash.devserver.messages import Recovered
+
+logger = logging.getLogger(__name__)
+
+
+def recover(engine: Engine, recovered: Recovered) -> None:
+    """Put everything where it was: messages keep their ids, and those in flight are sent again.
+
+    What belongs to a user that this server does not know stays in the store, untouched.
+    """
+    accounts = engine.accounts
+    for record in recovered.queues:
+        if record.account in accounts:
+            accounts[record.account].queues[record.name] = FifoQueue(record)
+    for publish in recovered.deduplication:
+        if publish.account in accounts:
+            accounts[publish.account].deduplication[publish.key] = publish
+    for letter in recovered.dead_letters:
+        engine.continue_after(letter.message.seq)
+        if letter.message.account in accounts:
+            accounts[letter.message.account].restore_dead_letter(letter)
+    for message in recovered.messages:
+        engine.continue_after(message.seq)
+    messages = [message for message in recovered.messages if message.account in accounts]
+    for message in messages:
+        account = accounts[message.account]
+        account.messages[message.id] = message
+        # Before any message is admitted: a callback keeps its source's slot over the restart.
+        if message.hold is not None:
+            engine.queue_for(account, message.hold[0]).hold(message.hold[1])
+    for message in messages:
+        engine.take_back(message)
+    if messages:
+        logger.info("recovered undelivered messages: count=%d", len(messages))

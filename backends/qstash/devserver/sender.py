@@ -1,0 +1,121 @@
+"""Signed deliveries over HTTP (protocol section 13.1): one call, one attempt, always an outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from queuebridge.backends.qstash.devserver.messages import Message, Outcome
+from queuebridge.backends.qstash.protocol import (
+    DEFAULT_REGION,
+    DELIVERY_USER_AGENT,
+    HEADER_CALLER_IP,
+    HEADER_MESSAGE_ID,
+    HEADER_REGION,
+    HEADER_RETRIED,
+    HEADER_SIGNATURE,
+    PlanLimits,
+)
+from queuebridge.backends.qstash.signing import sign
+
+logger = logging.getLogger(__name__)
+
+# Shorter than the keep-alive of common receivers (gunicorn 2 s, uvicorn 5 s): sending on a connection
+# that the receiver is just closing would count as a failed attempt.
+_KEEPALIVE_SECONDS: Final = 1.5
+_CONNECT_SECONDS: Final = 30.0
+_LARGE_BODY: Final = 512 * 1024
+
+
+@lru_cache(maxsize=1024)
+def _url(text: str) -> URL:
+    return URL(text, encoded=True)
+
+
+@lru_cache(maxsize=64)
+def _timeout(seconds: int) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, _CONNECT_SECONDS))
+
+
+class Sender:
+    """Sends attempts over one shared connection pool. Create it inside the running loop; close it."""
+
+    def __init__(self, *, plan: PlanLimits, clock: Callable[[], float], region: str = DEFAULT_REGION) -> None:
+        self._plan = plan
+        self._clock = clock
+        self._region = region
+        self._session = aiohttp.ClientSession(
+            # The engine limits parallelism; a second limit here would only hide waiting messages.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
+        )
+
+    async def attempt(self, message: Message, signing_key: str) -> Outcome:
+        """Send a message once and return what came of it; never raises but for cancellation."""
+        spec = message.spec
+        limit = self._plan.max_timeout_seconds
+        seconds = limit if spec.timeout_seconds is None else min(spec.timeout_seconds, limit)
+        try:
+            async with self._session.request(
+                spec.method,
+                _url(spec.url),
+                data=io.BytesIO(message.body) if len(message.body) > _LARGE_BODY else message.body,
+                headers=self._headers(message, signing_key),
+                allow_redirects=False,
+                timeout=_timeout(seconds),
+            ) as response:
+                body = await _read(response, self._plan.max_message_bytes)
+                headers = tuple(response.headers.items())
+                return Outcome(status=response.status, headers=headers, body=body)
+        except asyncio.TimeoutError:
+            return Outcome(error=f"no answer within {seconds} s")
+        except aiohttp.InvalidURL:
+            return Outcome(error="InvalidURL")  # its text would repeat a password in the URL
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Outcome(error=f"{type(error).__name__}: {error}"[:500])
+        except Exception as error:
+            logger.exception("attempt failed unexpectedly: message=%s", message.id)
+            return Outcome(error=type(error).__name__)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    def _headers(self, message: Message, signing_key: str) -> CIMultiDict[str]:
+        spec = message.spec
+        headers: CIMultiDict[str] = CIMultiDict()
+        headers["User-Agent"] = DELIVERY_USER_AGENT
+        for name, value in spec.headers:
+            headers[name] = value
+        headers[HEADER_MESSAGE_ID] = message.id
+        headers[HEADER_RETRIED] = str(message.retried)
+        headers[HEADER_CALLER_IP] = spec.caller_ip
+        headers[HEADER_REGION] = self._region
+        headers[HEADER_SIGNATURE] = sign(signing_key, url=spec.url, body=message.body, now=self._clock())
+        return headers
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return at most `limit` bytes of the answer; the rest of a longer one is not read."""
+    length = response.content_length
+    if length is not None and length <= limit:
+        return await response.read()
+    chunks: list[bytes] = []
+    left = limit
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk[:left])
+        left -= len(chunk)
+        if left <= 0:
+            response.close()
+            break
+    return b"".join(chunks)

@@ -1,0 +1,149 @@
+"""The JSON forms of messages, dead letters, log entries and queues (protocol 2.3, 3.8, 4.1, 8, 9.2)."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import sha256
+from typing import Any
+
+from queuebridge.backends.qstash.devserver.callback import header_map
+from queuebridge.backends.qstash.devserver.limits import FifoQueue
+from queuebridge.backends.qstash.devserver.messages import (
+    DeadLetter,
+    HeaderPairs,
+    LogEntry,
+    LogState,
+    Message,
+    MessageSpec,
+    Redaction,
+)
+
+
+def _redacted(value: bytes) -> str:
+    return "REDACTED:" + sha256(value).hexdigest()
+
+
+def _shown_headers(headers: HeaderPairs, redaction: Redaction | None) -> dict[str, list[str]]:
+    shown = header_map(headers)
+    if redaction is not None:
+        for name, values in shown.items():
+            if redaction.all_headers or name.lower() in redaction.headers:
+                shown[name] = [_redacted(value.encode("utf-8", "surrogateescape")) for value in values]
+    return shown
+
+
+def _text_or_base64(name: str, content: bytes) -> dict[str, str]:
+    if not content:
+        return {}
+    try:
+        return {name: content.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {name + "Base64": b64encode(content).decode("ascii")}
+
+
+def _spec_fields(spec: MessageSpec, callback_header: str, failure_callback_header: str) -> dict[str, Any]:
+    """Return what messages and log entries show alike; absent values are left out."""
+    data: dict[str, Any] = {}
+    if spec.headers:
+        data["header"] = _shown_headers(spec.headers, spec.redaction)
+    for name, header_name, callback in (
+        ("callback", callback_header, spec.callback),
+        ("failureCallback", failure_callback_header, spec.failure_callback),
+    ):
+        if callback is not None:
+            data[name] = callback.url
+            data[header_name] = header_map(callback.headers)
+    if spec.queue is not None:
+        data["queueName"] = spec.queue
+    if spec.labels:
+        data["label"] = spec.labels[0]
+        data["labels"] = list(spec.labels)
+    if spec.flow is not None:
+        data["flowControlKey"] = spec.flow.key
+        data["period"] = spec.flow.period_seconds
+        if spec.flow.parallelism is not None:
+            data["parallelism"] = spec.flow.parallelism
+        if spec.flow.rate is not None:
+            data["rate"] = spec.flow.rate
+    return data
+
+
+def message_view(message: Message) -> dict[str, Any]:
+    """Return the message object."""
+    spec = message.spec
+    data: dict[str, Any] = {
+        "messageId": message.id,
+        "url": spec.url,
+        "method": spec.method,
+        "maxRetries": spec.max_retries,
+        "notBefore": message.not_before_ms,
+        "createdAt": message.created_ms,
+        **_spec_fields(spec, "callbackHeader", "failureCallbackHeader"),
+    }
+    if spec.redaction is not None and spec.redaction.body and message.body:
+        data["body"] = _redacted(message.body)
+    else:
+        data.update(_text_or_base64("body", message.body))
+    if spec.retry_delay is not None:
+        data["retryDelayExpression"] = spec.retry_delay
+    if spec.caller_ip:
+        data["callerIP"] = spec.caller_ip
+    return data
+
+
+def dead_letter_view(letter: DeadLetter) -> dict[str, Any]:
+    """Return the entry of the dead letter queue: the message and its last failed attempt."""
+    data = message_view(letter.message)
+    data["dlqId"] = letter.dlq_id
+    data["responseStatus"] = letter.outcome.status
+    if letter.outcome.headers:
+        data["responseHeader"] = header_map(letter.outcome.headers)
+    data.update(_text_or_base64("responseBody", letter.outcome.body))
+    return data
+
+
+def log_view(entry: LogEntry, *, two_ls: bool) -> dict[str, Any]:
+    """Return the log entry; `two_ls` spells CANCELLED as the OpenAPI document does."""
+    message = entry.message
+    spec = message.spec
+    data: dict[str, Any] = {
+        "time": entry.time_ms,
+        "messageId": message.id,
+        "state": "CANCELLED" if two_ls and entry.state is LogState.CANCELED else entry.state.value,
+        "url": spec.url,
+        "method": spec.method,
+        "maxRetries": spec.max_retries,
+        **_spec_fields(spec, "callbackHeaders", "failureCallbackHeaders"),
+    }
+    if message.body:
+        redact = spec.redaction is not None and spec.redaction.body
+        data["body"] = _redacted(message.body) if redact else b64encode(message.body).decode("ascii")
+    if spec.timeout_seconds is not None:
+        data["timeout"] = spec.timeout_seconds * 1000
+    if spec.retry_delay is not None:
+        # Python's client reads the short name, the OpenAPI document has the long one.
+        data["retryDelayExpression"] = data["retryDelayExpr"] = spec.retry_delay
+    if entry.next_delivery_ms is not None:
+        data["nextDeliveryTime"] = entry.next_delivery_ms
+    outcome = entry.outcome
+    if outcome is not None and entry.state is LogState.ERROR:
+        data["error"] = outcome.error or f"the destination answered {outcome.status}"
+        if outcome.status:
+            data["responseStatus"] = outcome.status
+            data["responseHeaders"] = data["responseHeader"] = header_map(outcome.headers)
+            if outcome.body:
+                data["responseBody"] = b64encode(outcome.body).decode("ascii")
+    return data
+
+
+def queue_view(queue: FifoQueue) -> dict[str, Any]:
+    """Return the queue object."""
+    record = queue.record
+    return {
+        "name": record.name,
+        "parallelism": record.parallelism,
+        "paused": False,
+        "lag": queue.lag,
+        "createdAt": record.created_ms,
+        "updatedAt": record.updated_ms,
+    }
