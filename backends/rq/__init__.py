@@ -1,0 +1,1 @@
+"""The RQ backend: enqueue RQ jobs, and run them in RQ workers."""

@@ -1,0 +1,63 @@
+"""Run jobs in an RQ worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+import rq
+from rq.serializers import JSONSerializer
+
+from queuebridge.backends.rq.backend import RQBackend
+from queuebridge.bridge import Bridge, set_bridge
+from queuebridge.errors import ConfigurationError
+
+
+def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None, extra: Sequence[str] = ()) -> int:
+    """Run an RQ worker with a scheduler in this process until it is stopped.
+
+    Args:
+        bridge: A bridge whose backend is RQ, with its tasks loaded.
+        queues: The queues to consume, the most important first; empty means the default one and every queue
+            that a task names.
+        concurrency: RQ workers run one job at a time; anything but 1 or None is refused.
+        extra: `--burst` ends the worker when the queues are empty.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigurationError: An option cannot be honoured.
+    """
+    if not isinstance(bridge.backend, RQBackend):
+        raise ConfigurationError(f"The backend in use is {bridge.backend.name}, which has no RQ worker.")
+    if concurrency not in (None, 1):
+        raise ConfigurationError("An RQ worker runs one job at a time. Start several workers instead of --concurrency.")
+    unknown = [option for option in extra if option != "--burst"]
+    if unknown:
+        raise ConfigurationError(f"The RQ worker has no option {unknown[0]!r}; there is --burst.")
+    # Jobs are run by `queuebridge.backends.rq.job.run`, which finds the tasks through the process's bridge.
+    set_bridge(bridge)
+    named = {task.queue for task in bridge.registry if task.queue} - {bridge.settings.default_queue}
+    worker = rq.Worker(
+        list(queues) or [bridge.settings.default_queue, *sorted(named)],
+        connection=worker_connection(bridge.backend.url),
+        serializer=JSONSerializer,
+    )
+    worker.work(with_scheduler=True, burst="--burst" in extra)
+    return 0
+
+
+def worker_connection(url: str) -> redis.Redis:
+    """Return a connection for an RQ worker, which also copes with servers that answer CLIENT INFO incompletely."""
+    connection = redis.Redis.from_url(url)
+    connection.set_response_callback("CLIENT INFO", _client_info)
+    return connection
+
+
+def _client_info(answer: Any, **_: Any) -> dict[str, str]:
+    """Return the fields of CLIENT INFO; the worker reads `addr`, which the embedded Redis does not know."""
+    text = answer.decode() if isinstance(answer, bytes) else str(answer)
+    fields = dict(part.split("=", 1) for part in text.split() if "=" in part)
+    return {"addr": "unknown", **fields}
