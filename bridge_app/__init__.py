@@ -1,0 +1,6 @@
+"""The Flask application that push deliveries reach."""
+
+from bridge_app.factory import create_app, create_blueprint
+from bridge_app.receiver import FailedDelivery
+
+__all__ = ["FailedDelivery", "create_app", "create_blueprint"]
