@@ -1,0 +1,54 @@
+"""`queuebridge check`: is everything configured and reachable?"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from queuebridge.bridge import Bridge
+from queuebridge.cli.app import ExitCode
+from queuebridge.errors import ConfigurationError, QueueBridgeError
+from queuebridge.loading import load_verifier
+from queuebridge.settings import environment_or
+
+
+@click.command("check")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Check settings, tasks and the connection of the backend in use, a line each."""
+    checks: list[tuple[str, ExitCode, str]] = []
+    bridge = Bridge()
+    try:
+        bridge.load_tasks()
+        count = len(bridge.registry)
+        checks.append(
+            ("tasks", ExitCode.DONE, f"{count} registered")
+            if count
+            else ("tasks", ExitCode.CONFIGURATION, "none; name their modules in QUEUEBRIDGE_TASKS")
+        )
+    except QueueBridgeError as error:
+        checks.append(("tasks", ExitCode.CONFIGURATION, str(error)))
+    try:
+        checks.append((bridge.backend.name, ExitCode.DONE, bridge.backend.ping()))
+    except QueueBridgeError as error:
+        checks.append((bridge.backend.name, ExitCode.UNREACHABLE, str(error)))
+    finally:
+        bridge.close()
+    if bridge.backend.name == "qstash":
+        try:
+            problems = load_verifier(bridge.settings, environment_or(None)).problems()
+        except ConfigurationError as error:
+            problems = [str(error)]
+        checks.append(
+            ("receiver", ExitCode.CONFIGURATION, " ".join(problems))
+            if problems
+            else ("receiver", ExitCode.DONE, f"deliveries to {', '.join(bridge.settings.public_urls)} can be verified")
+        )
+    if as_json:
+        click.echo(json.dumps({name: {"ok": code is ExitCode.DONE, "detail": text} for name, code, text in checks}))
+    else:
+        for name, code, text in checks:
+            click.echo(f"{'ok  ' if code is ExitCode.DONE else 'FAIL'} {name}: {text}")
+    sys.exit(max(code for _, code, _ in checks))

@@ -1,0 +1,47 @@
+"""`queuebridge devserver`: the embedded QStash server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from queuebridge.errors import ConfigurationError
+from queuebridge.loading import import_optional
+
+
+@click.command("devserver")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
+@click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
+@click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this.")
+@click.option("--print-env", is_flag=True, help="Print the environment that clients and receivers need.")
+def command(host: str, port: int, db: Path | None, memory: bool, time_scale: float, print_env: bool) -> None:
+    """Run a QStash-compatible server for development: same API, same signatures, no account.
+
+    It knows the public development users of QStash; whoever reaches the port can publish.
+    """
+    if db is not None and memory:
+        raise click.UsageError("--db and --memory exclude each other.")
+    package = "queuebridge.backends.qstash.devserver"
+    server = import_optional(f"{package}.server", feature="The embedded server")
+    engine = import_optional(f"{package}.engine", feature="The embedded server")
+    user = import_optional("queuebridge.backends.qstash.protocol", feature="The embedded server").DEFAULT_DEV_USER
+
+    def announce(url: str) -> None:
+        where = f"keeps messages in {db}" if db else "keeps messages in memory"
+        click.echo(f"QStash server running at {url}, {where}", err=True)
+        if print_env:
+            click.echo(f"export QSTASH_URL='{url}'")
+            click.echo(f"export QSTASH_TOKEN='{user.token}'")
+            click.echo(f"export QSTASH_CURRENT_SIGNING_KEY='{user.current_signing_key}'")
+            click.echo(f"export QSTASH_NEXT_SIGNING_KEY='{user.next_signing_key}'")
+
+    settings = server.ServerSettings(
+        host=host, port=port, db_path=db, engine=engine.EngineSettings(time_scale=time_scale)
+    )
+    try:
+        server.run(settings, on_ready=announce)
+    except OSError as error:
+        raise ConfigurationError(f"The server cannot listen on {host}:{port}: {error.strerror}.") from error

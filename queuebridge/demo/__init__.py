@@ -1,0 +1,1 @@
+"""The demonstration: real files through every backend, checked against the effects."""

@@ -1,0 +1,63 @@
+"""The Redis that the demo's legacy backends use: a given one, one found on the machine, or an embedded one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from queuebridge.failures import redact
+from queuebridge.processes import Processes, free_port
+
+_READY_SECONDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broker:
+    """A Redis server.
+
+    Attributes:
+        url: Its address, credentials included.
+        description: What it is, without credentials.
+    """
+
+    url: str
+    description: str
+
+
+@contextlib.contextmanager
+def find_broker(
+    processes: Processes, environ: Mapping[str, str], env: Mapping[str, str], folder: Path
+) -> Iterator[Broker]:
+    """Provide a Redis for the duration of the block.
+
+    Args:
+        processes: Where a server that has to be started belongs.
+        environ: The user's environment; REDIS_URL names a server to use.
+        env: The environment of child processes.
+        folder: Where a server may keep files.
+    """
+    given = environ.get("REDIS_URL", "").strip()
+    if given:
+        yield Broker(url=given, description=f"Redis at {redact(given)} (REDIS_URL)")
+        return
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    binary = shutil.which("redis-server", path=environ.get("PATH"))
+    if binary is not None:
+        options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": "no", "dir": str(folder)}
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        server = processes.start("redis", [binary, *arguments], env=env)
+        server.wait_for_line("Ready to accept connections", _READY_SECONDS)
+        description = f"{binary}, started for the demo"
+    else:
+        server = processes.start("redis", [sys.executable, "-m", "queuebridge.demo.embedded_redis", str(port)], env=env)
+        server.wait_for_line("Ready to accept connections", _READY_SECONDS)
+        description = "an embedded Redis (fakeredis); no redis-server was found"
+    try:
+        yield Broker(url=url, description=description)
+    finally:
+        processes.stop(server)

@@ -1,0 +1,32 @@
+"""The demo's one task: read a file, and leave an effect that can be counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from queuebridge.context import current_job
+from queuebridge.task import task
+
+
+@task(name="queuebridge.demo.measure_file", retries=3, backoff=1.0)
+def measure_file(path: Path, effects: Path) -> dict[str, str | int]:
+    """Compute digest, lines and bytes of a file, and append them to the file of effects."""
+    content = path.read_bytes()
+    measured: dict[str, str | int] = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "lines": content.count(b"\n"),
+        "bytes": len(content),
+    }
+    job = current_job()
+    effect = {"job_id": job.job_id, "backend": job.backend, "path": str(path), "at": time.time(), **measured}
+    # One write to a file opened for appending: neither a kill nor another process can tear or merge lines.
+    descriptor = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(descriptor, f"{json.dumps(effect)}\n".encode())
+    finally:
+        os.close(descriptor)
+    return measured
