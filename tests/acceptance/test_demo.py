@@ -1,0 +1,137 @@
+"""`queuebridge demo` as a user runs it: real processes, effects counted here once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Spawner
+
+QUEUEBRIDGE = [sys.executable, "-m", "queuebridge"]
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder of files with every kind of content and name."""
+    folder = tmp_path / "inputs"
+    (folder / "below").mkdir(parents=True)
+    (folder / "empty").write_bytes(b"")
+    (folder / "no newline").write_bytes(b"text")
+    (folder / "binary.bin").write_bytes(bytes(range(256)) * 1000)
+    (folder / "below" / "ünïcode.txt").write_text("ä\nö\n" * 500)
+    for number in range(26):
+        (folder / f"file-{number:02}.txt").write_text("line\n" * number)
+    return folder
+
+
+def demo(spawn: Spawner, *arguments: str, **variables: str) -> tuple[int, Any]:
+    child = spawn([*QUEUEBRIDGE, "demo", "--json", *arguments], env={**os.environ, **variables}, name="demo")
+    status = child.wait(120)
+    return status, json.loads(child.stdout)
+
+
+def assert_all_once(result: Any, names: list[str], jobs: int) -> None:
+    assert result["ok"] is True
+    assert [backend["name"] for backend in result["backends"]] == names
+    for backend in result["backends"]:
+        counts = {key: backend[key] for key in ("jobs", "executed", "lost", "duplicated", "wrong")}
+        assert counts == {"jobs": jobs, "executed": jobs, "lost": 0, "duplicated": 0, "wrong": 0}
+        assert backend["throughput_per_s"] > 0
+        assert 0 < backend["latency_ms"]["p50"] <= backend["latency_ms"]["p95"]
+
+
+def test_every_file_takes_effect_once_on_every_backend(spawn: Spawner, redis_url: str, inputs: Path) -> None:
+    status, result = demo(spawn, "--input", str(inputs), REDIS_URL=redis_url)
+
+    assert_all_once(result, ["qstash", "celery", "rq"], 30)
+    assert status == 0
+
+
+def test_demo_leaves_no_queue_on_the_users_redis(spawn: Spawner, redis_url: str, inputs: Path) -> None:
+    import redis
+
+    demo(spawn, "--input", str(inputs), "--only", "celery", "--only", "rq", REDIS_URL=redis_url)
+
+    with redis.Redis.from_url(redis_url) as client:
+        left = [key.decode() for key in client.keys("*")]
+    assert not [key for key in left if "queuebridge-demo" in key and not key.startswith("rq:")]
+    assert not [key for key in left if key.startswith("rq:queue:")]
+
+
+def test_demo_runs_on_an_embedded_redis_where_there_is_none(spawn: Spawner, inputs: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "no-programs"
+    empty.mkdir()
+    assert shutil.which("redis-server", path=str(empty)) is None
+
+    status, result = demo(spawn, "--input", str(inputs), "--only", "celery", "--only", "rq", PATH=str(empty))
+
+    assert_all_once(result, ["celery", "rq"], 30)
+    assert status == 0
+
+
+def test_user_settings_do_not_reach_the_demo(spawn: Spawner, inputs: Path) -> None:
+    status, result = demo(
+        spawn,
+        *("--input", str(inputs), "--only", "qstash"),
+        QUEUEBRIDGE_BACKEND="celery",
+        QUEUEBRIDGE_TASKS="no_such_module",
+        QUEUEBRIDGE_PREFIX="/elsewhere",
+        QUEUEBRIDGE_ENV="production",
+        QSTASH_TOKEN="a real token",
+        QSTASH_URL="http://127.0.0.1:1",
+    )
+
+    assert_all_once(result, ["qstash"], 30)
+    assert status == 0
+
+
+def test_demo_prints_a_table_for_people(spawn: Spawner, inputs: Path) -> None:
+    child = spawn(
+        [*QUEUEBRIDGE, "demo", "--only", "qstash", "--limit", "5", "--input", str(inputs)],
+        env={**os.environ, "COLUMNS": "100"},
+        name="demo",
+    )
+
+    assert child.wait(60) == 0
+    assert "Every job took effect exactly once." in child.stdout
+    assert "latency p95" in child.stdout
+
+
+def test_unreachable_redis_is_one_line_and_not_a_traceback(spawn: Spawner, inputs: Path) -> None:
+    child = spawn(
+        [*QUEUEBRIDGE, "demo", "--only", "rq", "--input", str(inputs)],
+        env={**os.environ, "REDIS_URL": "redis://:geheim@127.0.0.1:1/0"},
+        name="demo",
+    )
+
+    assert child.wait(60) != 0
+    assert child.stderr.count("queuebridge: ") == 1
+    assert "geheim" not in child.output
+
+
+def test_demo_needs_no_proxy_for_its_own_processes(spawn: Spawner, inputs: Path) -> None:
+    proxy = "http://127.0.0.1:9"
+
+    status, result = demo(spawn, "--input", str(inputs), "--only", "qstash", http_proxy=proxy, HTTP_PROXY=proxy)
+
+    assert_all_once(result, ["qstash"], 30)
+    assert status == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_demo_ends_its_processes_when_interrupted(spawn: Spawner, number: signal.Signals) -> None:
+    child = spawn([*QUEUEBRIDGE, "demo", "--only", "qstash", "--logs"], env=dict(os.environ), name="demo")
+    child.wait_for_line("running at")
+
+    child.send(number)
+
+    assert child.wait(30) != 0
+    assert child.family() == []

@@ -1,0 +1,75 @@
+"""A TCP relay in front of a server, which a test can cut."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class Relay:
+    """Passes bytes between a local port and a server, as long as it is not cut.
+
+    Args:
+        port: The port of 127.0.0.1 to listen on.
+        host, target: The server.
+    """
+
+    def __init__(self, port: int, host: str, target: int) -> None:
+        self._address = ("127.0.0.1", port)
+        self._server = (host, target)
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> Relay:
+        self.mend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+
+    def mend(self) -> None:
+        """Accept connections."""
+        self._listener = socket.create_server(self._address)
+        self._start(self._listen, self._listener)
+
+    def cut(self) -> None:
+        """Break all connections and accept no more."""
+        with self._lock:
+            sockets, self._sockets = self._sockets, []
+            if self._listener is not None:
+                sockets.append(self._listener)
+                self._listener = None
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        for each in sockets:
+            each.close()
+
+    def _listen(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._server)
+            with self._lock:
+                self._sockets += [client, server]
+            self._start(self._pass, client, server)
+            self._start(self._pass, server, client)
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def _start(self, run: object, *args: object) -> None:
+        thread = threading.Thread(target=run, args=args)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
