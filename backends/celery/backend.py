@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import celery
 import kombu
 from kombu import pools
+from kombu.compression import get_encoder
 from kombu.exceptions import KombuError, LimitExceeded, OperationalError
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from queuebridge.backend import Backend, Capabilities, Publication, read_options
 from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, encode_header
@@ -43,6 +44,26 @@ _MAX_PRIORITY = 255
 _REFUSALS = frozenset({"AccessRefused", "NotAllowed", "AuthenticationError", "NoPermissionError"})
 
 
+def _known_compression(name: str) -> str:
+    try:
+        get_encoder(name)
+    except KeyError:
+        raise ValueError("kombu knows no such compression here; gzip, bzip2 and lzma are always there") from None
+    return name
+
+
+class PublishRetryPolicy(BaseModel):
+    """How a failed publish is tried again, within the publish timeout. As Celery's `retry_policy`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+    interval_start: Annotated[float, Field(ge=0)] = 0
+    interval_step: Annotated[float, Field(ge=0)] = 0
+    interval_max: Annotated[float, Field(ge=0)] = 0
+    retry_errors: tuple[type[Exception], ...] | None = None
+
+
 class CeleryOptions(BaseModel):
     """`options={"celery": {...}}`: what only Celery knows; the names are those of `apply_async`."""
 
@@ -50,11 +71,11 @@ class CeleryOptions(BaseModel):
 
     exchange: str | None = None
     routing_key: str | None = None
-    compression: str | None = None
+    compression: Annotated[str, AfterValidator(_known_compression)] | None = None
     shadow: str | None = None
     ignore_result: bool | None = None
     priority: Annotated[int, Field(ge=0, le=_MAX_PRIORITY)] | None = None
-    retry_policy: dict[str, Any] | None = None
+    retry_policy: PublishRetryPolicy | None = None
 
 
 class CeleryBackend(Backend):
@@ -86,9 +107,9 @@ class CeleryBackend(Backend):
 
     def check(self, publication: Publication) -> None:
         """Refuse what Celery cannot carry; see `Backend.check`."""
-        if publication.options:
-            _options(publication)
         envelope = publication.envelope
+        if publication.options and _options(publication).priority is not None and envelope.priority is not None:
+            raise InvalidOption("options['celery'] priority", "give it or priority= (the task's included), not both.")
         if envelope.priority is not None and not 0 <= envelope.priority <= _MAX_PRIORITY:
             raise InvalidOption("priority", f"Celery knows 0 to {_MAX_PRIORITY}, not {envelope.priority}.")
         for name in envelope.headers:
@@ -155,7 +176,8 @@ class CeleryBackend(Backend):
         if envelope.queue != self._default_queue:
             more["queue"] = envelope.queue
         if publication.options:
-            more.update(_options(publication).model_dump(exclude_none=True))
+            # Of the policy what was given and nothing else: Celery has defaults of its own.
+            more.update(_options(publication).model_dump(exclude_unset=True))
         if envelope.priority is not None:
             more["priority"] = envelope.priority
         if envelope.not_before_ms is not None:
@@ -166,7 +188,7 @@ class CeleryBackend(Backend):
             more["time_limit"] = envelope.timeout_seconds + _KILL_AFTER_SECONDS
         if publication.retry is not None:
             more["retry"] = publication.retry
-        policy = {**more.pop("retry_policy", {}), "errback": _until(time.monotonic() + self._timeout)}
+        policy = {**(more.pop("retry_policy", None) or {}), "errback": _until(time.monotonic() + self._timeout)}
         try:
             self.app.send_task(
                 envelope.task,

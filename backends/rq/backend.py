@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import redis
 import rq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from redis.backoff import NoBackoff
 from redis.retry import Retry as ConnectionRetry
 from rq.exceptions import DuplicateJobError
@@ -43,6 +43,14 @@ _KILL_AFTER_SECONDS = 10
 _HAS_UNIQUE = "unique" in inspect.signature(rq.Queue.enqueue_call).parameters
 
 
+def _storable(meta: dict[str, Any]) -> dict[str, Any]:
+    try:
+        JSONSerializer.dumps(meta)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"it has no JSON form: {error}") from None
+    return meta
+
+
 class RQOptions(BaseModel):
     """`options={"rq": {...}}`: what only RQ knows; the names are those of `Queue.enqueue_call`. Times in seconds."""
 
@@ -52,7 +60,7 @@ class RQOptions(BaseModel):
     result_ttl: Annotated[int, Field(ge=-1)] | None = None
     failure_ttl: Annotated[int, Field(ge=-1)] | None = None
     ttl: Annotated[int, Field(ge=1)] | None = None
-    meta: dict[str, Any] | None = None
+    meta: Annotated[dict[str, Any], AfterValidator(_storable)] | None = None
     description: str | None = None
 
 

@@ -216,6 +216,36 @@ def test_unknown_option_of_the_backend_is_refused_before_any_contact(target: str
             bridge.apply_async("contract.record", ["x"], options=options)
 
 
+IMPOSSIBLE: list[tuple[str, str, dict[str, object]]] = [
+    ("celery-redis", "compression", {"compression": "no such"}),
+    ("celery-redis", "retry_policy.max_retry", {"retry_policy": {"max_retry": 1}}),
+    ("celery-redis", "retry_policy.errback", {"retry_policy": {"errback": print}}),
+    ("celery-redis", "retry_policy.interval_max", {"retry_policy": {"interval_max": "long"}}),
+    ("rq", "meta", {"meta": {"value": object()}}),
+]
+
+
+@pytest.mark.parametrize(("target", "option", "given"), IMPOSSIBLE, ids=[option for _, option, _ in IMPOSSIBLE])
+def test_impossible_option_of_the_backend_is_refused_before_any_contact(
+    target: str, option: str, given: dict[str, object], free_port: Callable[[], int]
+) -> None:
+    with bridge_for(environ_for(target, f"127.0.0.1:{free_port()}")) as bridge:
+        wrong = Call("contract.record", ["x"], options=EnqueueOptions(options={bridge.backend.name: given}))
+
+        with pytest.raises(InvalidOption, match=option):
+            bridge.enqueue_many([Call("contract.record", ["x"]), wrong])
+
+
+def test_two_priorities_for_celery_are_refused_because_one_would_be_dropped(free_port: Callable[[], int]) -> None:
+    options = EnqueueOptions(priority=3, options={"celery": {"priority": 9}})
+
+    with (
+        bridge_for(environ_for("celery-redis", f"127.0.0.1:{free_port()}")) as bridge,
+        pytest.raises(InvalidOption, match="not both"),
+    ):
+        bridge.apply_async("contract.record", ["x"], options=options)
+
+
 @pytest.mark.parametrize("target", REMOTE)
 def test_options_for_another_backend_do_not_concern_this_one(target: str, free_port: Callable[[], int]) -> None:
     others = {name: {"no_such_option": 1} for name in ("qstash", "celery", "rq") if not target.startswith(name)}
