@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from queuebridge.errors import ConfigurationError, MissingExtra
@@ -88,15 +89,29 @@ def import_optional(module: str, *, feature: str) -> Any:
     Raises:
         MissingExtra: A library it needs is not installed; names the extra.
     """
-    try:
+    with naming_extra(feature, _OWN_EXTRAS.get(module.rpartition(".")[0])):
         return importlib.import_module(module)
+
+
+@contextmanager
+def naming_extra(feature: str, extra: str | None = None) -> Iterator[None]:
+    """Turn the error of an import inside the block, for want of an optional library, into one that says what to do.
+
+    Args:
+        feature: What the user wanted, as the subject of a sentence.
+        extra: The extra to name; None means the library's own.
+
+    Raises:
+        MissingExtra: The library is not installed.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in OPTIONAL_LIBRARIES:
             raise
-        library, extra = OPTIONAL_LIBRARIES[missing]
-        extra = _OWN_EXTRAS.get(module.rpartition(".")[0], extra)
-        raise MissingExtra(feature, library, extra) from error
+        library, own = OPTIONAL_LIBRARIES[missing]
+        raise MissingExtra(feature, library, extra or own) from error
 
 
 def import_attribute(path: str, *, variable: str) -> Any:

@@ -85,6 +85,7 @@ else:
         pytest.param(ENQUEUE, CELERY, "celery", id="enqueue to celery"),
         pytest.param(ENQUEUE, RQ, "rq", id="enqueue to rq"),
         pytest.param(VERIFIER, QSTASH, "qstash", id="verify deliveries"),
+        pytest.param(RECEIVER, QSTASH, "qstash", id="the receiver"),
     ],
 )
 def test_feature_without_any_extra_names_its_own_extra(
@@ -101,6 +102,7 @@ def test_feature_without_any_extra_names_its_own_extra(
     [
         pytest.param("qstash", ENQUEUE, QSTASH, "qstash", id="qstash"),
         pytest.param("httpx", ENQUEUE, QSTASH, "qstash", id="httpx for qstash"),
+        pytest.param("flask", RECEIVER, QSTASH, "qstash", id="flask for the receiver"),
         pytest.param("jwt", RECEIVER, QSTASH, "qstash", id="jwt for the receiver"),
         pytest.param("celery", ENQUEUE, CELERY, "celery", id="celery"),
         pytest.param("kombu", ENQUEUE, CELERY, "celery", id="kombu for celery"),
