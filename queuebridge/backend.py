@@ -104,7 +104,8 @@ class Backend(abc.ABC):
         """Reach the transport and return one line about it, without secrets.
 
         Raises:
-            PublishError: It cannot be reached, or does not accept our credentials.
+            BackendUnavailable: It cannot be reached, or does not answer.
+            PublishRejected: It does not accept our credentials.
         """
 
     def _publish_or_error(self, publication: Publication) -> Write | Exception:

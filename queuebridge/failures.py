@@ -36,6 +36,14 @@ def publish_failure(backend: str, error: Exception, job_id: str) -> PublishError
     return PublishOutcomeUnknown(backend, f"the connection failed ({reason}).", job_id)
 
 
+def ping_failure(error: PublishError) -> PublishError:
+    """Return the error to raise for a failed ping: it carries no job whose outcome could be unknown."""
+    if isinstance(error, PublishOutcomeUnknown):
+        doubt = f" The job {error.job_id} may or may not have been accepted."
+        return BackendUnavailable(error.backend, error.reason.removesuffix(doubt))
+    return error
+
+
 def _never_connected(error: BaseException) -> bool:
     chain: list[BaseException] = []
     step: BaseException | None = error

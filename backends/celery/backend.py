@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import celery
 import kombu
 from kombu import pools
 from kombu.compression import get_encoder
 from kombu.exceptions import KombuError, LimitExceeded, OperationalError
+from kombu.transport import TRANSPORT_ALIASES
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from queuebridge.backend import Backend, Capabilities, Publication, read_options
@@ -30,7 +32,7 @@ from queuebridge.errors import (
     PublishOutcomeUnknown,
     PublishRejected,
 )
-from queuebridge.failures import publish_failure, redact
+from queuebridge.failures import ping_failure, publish_failure, redact
 from queuebridge.loading import import_attribute
 from queuebridge.receipt import Write
 from queuebridge.registry import TaskRegistry
@@ -40,6 +42,7 @@ from queuebridge.settings import Settings, read_settings
 # The runner first raises inside the task, which ends as a time-out; only if that has no effect is it killed.
 _KILL_AFTER_SECONDS = 10
 _MAX_PRIORITY = 255
+_WITH_PORT = ("amqp", "amqps", "pyamqp", "redis", "rediss", "sentinel")
 # Names, because the libraries need not be installed: how a broker says that it does not want us.
 _REFUSALS = frozenset({"AccessRefused", "NotAllowed", "AuthenticationError", "NoPermissionError"})
 
@@ -216,7 +219,7 @@ class CeleryBackend(Backend):
                 )
                 return f"broker {redact(connection.as_uri())} answers"
         except _connection_errors() as error:
-            raise _failure(error, "-") from error
+            raise ping_failure(_failure(error, "-")) from error
 
     def close(self) -> None:
         """Close the connections that were opened here; the app's own stay as they are."""
@@ -274,7 +277,7 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
     """Return a Celery app for the configured broker.
 
     Raises:
-        ConfigurationError: No broker is configured.
+        ConfigurationError: No broker is configured, or its address is none.
         MissingExtra: The broker is Redis, and its client library is not installed.
     """
     if settings.app is not None:
@@ -290,6 +293,7 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
             "amqp://user:password@localhost//), or QUEUEBRIDGE_CELERY_APP=package.module:app."
         )
     broker = settings.broker_url.get_secret_value()
+    _check_address(broker)
     if broker.startswith(("redis", "sentinel")):
         try:
             import redis  # noqa: F401 - kombu's own error does not say what to install
@@ -309,6 +313,23 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
     if broker.startswith(("redis", "sentinel")):
         app.conf.broker_transport_options = {"visibility_timeout": settings.visibility_timeout_seconds}
     return app
+
+
+def _check_address(broker: str) -> None:
+    # Not by kombu: it imports the transport, whose library need not be installed.
+    scheme = broker.partition("://")[0].partition("+")[0] if "://" in broker else "amqp"
+    known = scheme in TRANSPORT_ALIASES or "." in scheme
+    if scheme in _WITH_PORT:
+        try:
+            _ = urlsplit(broker.partition(";")[0]).port
+        except ValueError:
+            known = False
+    if not known:
+        # Not the value: it may hold a password.
+        raise ConfigurationError(
+            "CELERY_BROKER_URL is not the address of a broker, such as redis://localhost:6379/0 or "
+            "amqp://user:password@localhost//."
+        )
 
 
 def create_backend(

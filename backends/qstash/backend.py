@@ -23,7 +23,7 @@ from queuebridge.errors import (
     PublishOutcomeUnknown,
     PublishRejected,
 )
-from queuebridge.failures import redact
+from queuebridge.failures import ping_failure, redact
 from queuebridge.receipt import Write
 from queuebridge.registry import TaskRegistry
 from queuebridge.retry import RetryPolicy
@@ -220,12 +220,15 @@ class QStashBackend(Backend):
         connect = self._connector()
         from queuebridge.backends.qstash.transport import with_retries
 
-        with_retries(
-            lambda deadline: connect().until(deadline).request(path="/v2/queues", method="GET"),
-            timeout=self._timeout,
-            retry=False,
-            job_id="-",
-        )
+        try:
+            with_retries(
+                lambda deadline: connect().until(deadline).request(path="/v2/queues", method="GET"),
+                timeout=self._timeout,
+                retry=False,
+                job_id="-",
+            )
+        except PublishOutcomeUnknown as error:
+            raise ping_failure(error) from error
         return f"QStash at {redact(self._url)} accepts the token"
 
     def close(self) -> None:

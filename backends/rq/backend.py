@@ -28,7 +28,7 @@ from queuebridge.errors import (
     PublishOutcomeUnknown,
     PublishRejected,
 )
-from queuebridge.failures import publish_failure, redact
+from queuebridge.failures import ping_failure, publish_failure, redact
 from queuebridge.receipt import Write
 from queuebridge.registry import TaskRegistry
 from queuebridge.retry import RetryPolicy
@@ -176,7 +176,7 @@ class RQBackend(Backend):
         try:
             self.connection.ping()
         except (redis.RedisError, OSError) as error:
-            raise _failure(error, "-") from error
+            raise ping_failure(_failure(error, "-")) from error
         return f"Redis at {redact(self.url)} answers"
 
     def close(self) -> None:
@@ -219,13 +219,23 @@ def create_backend(
     """Return the backend, configured from the environment.
 
     Raises:
-        ConfigurationError: No Redis is configured.
+        ConfigurationError: No Redis is configured, or its address is none.
     """
     chosen = read_settings(RQSettings, environ)
     if chosen.redis_url is None:
         raise ConfigurationError("The rq backend needs REDIS_URL (or RQ_REDIS_URL), such as redis://localhost:6379/0.")
+    url = chosen.redis_url.get_secret_value()
+    try:
+        # Connects to nothing.
+        redis.ConnectionPool.from_url(url).make_connection()
+    except (TypeError, ValueError):
+        variable = "RQ_REDIS_URL" if environ.get("RQ_REDIS_URL", "").strip() else "REDIS_URL"
+        # Not the value: it may hold a password.
+        raise ConfigurationError(
+            f"{variable} is not the address of a Redis, such as redis://localhost:6379/0 or rediss://..."
+        ) from None
     return RQBackend(
-        chosen.redis_url.get_secret_value(),
+        url,
         result_ttl_seconds=chosen.result_ttl_seconds,
         publish_timeout_seconds=chosen.publish_timeout_seconds,
     )

@@ -29,6 +29,7 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
 
     Raises:
         ConfigurationError: An option cannot be honoured.
+        PublishError: Redis cannot be reached, or does not accept us.
     """
     if not isinstance(bridge.backend, RQBackend):
         raise ConfigurationError(f"The backend in use is {bridge.backend.name}, which has no RQ worker.")
@@ -37,6 +38,8 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
     unknown = [option for option in extra if option != "--burst"]
     if unknown:
         raise ConfigurationError(f"The RQ worker has no option {unknown[0]!r}; there is --burst.")
+    # RQ's own start would end in a traceback.
+    bridge.backend.ping()
     # Jobs are run by `queuebridge.backends.rq.job.run`, which finds the tasks through the process's bridge.
     set_bridge(bridge)
     named = {task.queue for task in bridge.registry if task.queue} - {bridge.settings.default_queue}

@@ -16,6 +16,7 @@ from queuebridge import (
     BackendUnavailable,
     Bridge,
     Call,
+    ConfigurationError,
     EnqueueManyError,
     EnqueueOptions,
     InvalidOption,
@@ -67,10 +68,12 @@ def everything_said(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixtu
 
 
 @contextmanager
-def failing(kind: type[PublishError] | tuple[type[PublishError], ...], said: list[str]) -> Iterator[None]:
+def failing(
+    kind: type[PublishError] | tuple[type[PublishError], ...], said: list[str]
+) -> Iterator[pytest.ExceptionInfo[PublishError]]:
     """Expect an error and keep what it says, its causes included."""
     with pytest.raises(kind) as caught:
-        yield
+        yield caught
     error: BaseException | None = caught.value
     while error is not None:
         said.append(f"{error!r} {error}")
@@ -101,10 +104,12 @@ def test_silent_server_leaves_the_outcome_unknown_in_time(target: str, everythin
             bridge.apply_async("contract.record", ["x"], options=EnqueueOptions(task_id="job-1"))
         with at_most(TIMEOUT + 2), pytest.raises(EnqueueManyError) as caught:
             bridge.enqueue_many([Call("contract.record", [str(number)]) for number in range(20)])
-        with at_most(TIMEOUT + 2), failing(PublishError, everything_said):
+        with at_most(TIMEOUT + 2), failing(BackendUnavailable, everything_said) as ping:
             bridge.backend.ping()
 
     assert "job-1" in everything_said[0]
+    # A ping carries no job that could have been accepted.
+    assert "may or may not" not in str(ping.value)
     kinds = {type(result) for result in caught.value.results}
     assert PublishOutcomeUnknown in kinds
     assert kinds <= {PublishOutcomeUnknown, BackendUnavailable}
@@ -251,6 +256,23 @@ def test_options_for_another_backend_do_not_concern_this_one(target: str, free_p
     others = {name: {"no_such_option": 1} for name in ("qstash", "celery", "rq") if not target.startswith(name)}
     with bridge_for(environ_for(target, f"127.0.0.1:{free_port()}")) as bridge, pytest.raises(BackendUnavailable):
         bridge.apply_async("contract.record", ["x"], options=EnqueueOptions(options=others))
+
+
+@pytest.mark.parametrize(
+    ("backend", "variable", "address"),
+    [
+        ("rq", "REDIS_URL", "planted-secret"),
+        ("rq", "RQ_REDIS_URL", "redis://:planted-secret@127.0.0.1:port/0"),
+        ("rq", "REDIS_URL", "redis://:planted-secret@127.0.0.1/0?no_such=1"),
+        ("celery", "CELERY_BROKER_URL", "ftp://:planted-secret@127.0.0.1"),
+        ("celery", "CELERY_BROKER_URL", "redis://:planted-secret@127.0.0.1:port/0"),
+    ],
+)
+def test_address_that_is_none_names_its_variable(backend: str, variable: str, address: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{variable} is not the address of a") as caught:
+        Bridge(backend, environ={variable: address})
+
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("target", REMOTE)

@@ -118,10 +118,12 @@ def test_unreachable_backend_has_status_4(run: CliRunner, monkeypatch: pytest.Mo
 
     checked = invoke(run, "check")
     enqueued = invoke(run, "enqueue", "cli_tasks.greet", '["you"]')
+    worker = invoke(run, "worker")
 
-    assert (checked.exit_code, enqueued.exit_code) == (ExitCode.UNREACHABLE, ExitCode.UNREACHABLE)
+    assert {result.exit_code for result in (checked, enqueued, worker)} == {ExitCode.UNREACHABLE}
     assert "FAIL rq: rq: it cannot be reached" in checked.stdout
-    assert "geheim" not in checked.output + enqueued.output
+    assert worker.stderr.startswith("queuebridge: rq: it cannot be reached")
+    assert "geheim" not in checked.output + enqueued.output + worker.output
 
 
 def test_check_says_what_the_receiver_lacks(run: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
