@@ -13,14 +13,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from queuebridge.errors import QueueBridgeError
 
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+# Besides Ctrl-C; the latter when the terminal is closed.
+_REQUESTS_TO_END = (signal.SIGTERM, signal.SIGHUP)
 
 # Past any proxy of the environment: it is our own child that is asked.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -144,20 +147,22 @@ class Processes:
 
     def start(self, name: str, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> Child:
         """Start a child process; its output is read line by line."""
-        process = subprocess.Popen(  # noqa: S603 - our own commands
-            list(arguments),
-            env={**env, "PYTHONUNBUFFERED": "1"},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            # A group of its own: Ctrl-C reaches this process only, which then stops the children in order.
-            start_new_session=True,
-        )
-        child = Child(name, process, self._on_line)
-        self.children.append(child)
+        # An interruption in here would leave a process that nobody knows, and nobody ends.
+        with _interrupted_later():
+            process = subprocess.Popen(  # noqa: S603 - our own commands
+                list(arguments),
+                env={**env, "PYTHONUNBUFFERED": "1"},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # A group of its own: Ctrl-C reaches this process only, which then stops the children in order.
+                start_new_session=True,
+            )
+            child = Child(name, process, self._on_line)
+            self.children.append(child)
         return child
 
     def stop(self, *children: Child) -> None:
@@ -193,13 +198,33 @@ class Processes:
                 child.kill()
 
 
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Hold back requests to end until the block is over."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals interrupt the main thread only.
+        yield
+        return
+    held: list[int] = []
+    handlers: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, *_REQUESTS_TO_END):
+            handlers[number] = signal.signal(number, lambda received, _frame: held.append(received))
+        yield
+    finally:
+        for changed, handler in handlers.items():
+            signal.signal(changed, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
 def interrupt_on_signals() -> None:
     """Treat a request to end, and the end of the terminal, as Ctrl-C, so that child processes are ended too."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _REQUESTS_TO_END:
         signal.signal(number, interrupt)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -45,7 +46,7 @@ _HAS_UNIQUE = "unique" in inspect.signature(rq.Queue.enqueue_call).parameters
 
 def _storable(meta: dict[str, Any]) -> dict[str, Any]:
     try:
-        JSONSerializer.dumps(meta)
+        json.dumps(meta)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"it has no JSON form: {error}") from None
     return meta
