@@ -69,7 +69,7 @@ def rq_rows(rounds: int) -> Iterator[Row]:
         arguments = {"b": 2, "note": "x"}
         return queue.enqueue_call("benchmark_tasks.add_numbers", (1,), arguments, retry=retry, result_ttl=60)
 
-    with cleaned(f"rq:queue:{QUEUE}", "rq:job:*"):
+    with cleaned(jobs=queue):
         ours, plain = medians(
             lambda: microseconds_each(lambda: bridge.enqueue(add_numbers, 1, b=2, note="x"), CALLS),
             lambda: microseconds_each(enqueue_plain, CALLS),
@@ -194,12 +194,15 @@ def signed_request(port: int) -> bytes:
 
 
 @contextlib.contextmanager
-def cleaned(*patterns: str) -> Iterator[None]:
-    """Delete keys of the benchmark when the block ends."""
+def cleaned(*patterns: str, jobs: rq.Queue | None = None) -> Iterator[None]:
+    """Delete keys of the benchmark, and the jobs of its queue, when the block ends."""
     try:
         yield
     finally:
         client = redis.Redis.from_url(REDIS_URL)
+        if jobs is not None:
+            # By their ids: the Redis may hold jobs of somebody else.
+            jobs.delete(delete_jobs=True)
         for pattern in patterns:
             keys = list(client.scan_iter(pattern, count=1000))
             for start in range(0, len(keys), 1000):
@@ -209,7 +212,8 @@ def cleaned(*patterns: str) -> Iterator[None]:
 @contextlib.contextmanager
 def child(command: list[str], ready: Callable[[], bool], environment: dict[str, str] | None = None) -> Iterator[None]:
     """Run a process for the duration of the block, from when it is ready."""
-    process = subprocess.Popen(command, env=environment, cwd=HERE)
+    # Standard output is for the numbers.
+    process = subprocess.Popen(command, env=environment, cwd=HERE, stdout=sys.stderr)
     try:
         deadline = time.monotonic() + 20
         while not ready():
