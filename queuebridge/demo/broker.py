@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from queuebridge.bridge import Bridge
 from queuebridge.failures import redact
 from queuebridge.processes import Processes, free_port
 
@@ -39,9 +40,14 @@ def find_broker(
         environ: The user's environment; REDIS_URL names a server to use.
         env: The environment of child processes.
         folder: Where a server may keep files.
+
+    Raises:
+        QueueBridgeError: REDIS_URL is not the address of a Redis, or it cannot be reached.
     """
     given = environ.get("REDIS_URL", "").strip()
     if given:
+        # Here, where it is one line; a worker would only not get ready.
+        Bridge("rq", environ={"REDIS_URL": given}).backend.ping()
         yield Broker(url=given, description=f"Redis at {redact(given)} (REDIS_URL)")
         return
     port = free_port()

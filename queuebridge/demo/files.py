@@ -20,12 +20,13 @@ def choose_files(folder: Path | None, limit: int) -> list[Path]:
         ConfigurationError: There is no such folder, or no file in it.
     """
     if folder is None:
-        found = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+        library = Path(sysconfig.get_path("stdlib"))
+        found = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)
     elif not folder.is_dir():
         raise ConfigurationError(f"--input {folder}: there is no such folder.")
     else:
         found = sorted(path for path in folder.rglob("*") if path.is_file())
-    chosen = [path.resolve() for path in found if "site-packages" not in path.parts and _readable(path)][:limit]
+    chosen = [path.resolve() for path in found if _readable(path)][:limit]
     if not chosen:
         raise ConfigurationError(f"--input {folder}: there is no file to read.")
     return chosen

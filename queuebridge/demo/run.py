@@ -207,7 +207,8 @@ def _celery(world: _World) -> Iterator[dict[str, str]]:
 @contextmanager
 def _rq(world: _World) -> Iterator[dict[str, str]]:
     url = world.redis_url
-    environment = world.environment(REDIS_URL=url)
+    # Jobs and results of the demo would stay for minutes on a Redis that may be the user's own.
+    environment = world.environment(REDIS_URL=url, QUEUEBRIDGE_RQ_RESULT_TTL_SECONDS="0")
     worker = _start_worker(world, "rq", environment)
     worker.wait_for_line("Listening on", _READY_SECONDS)
     yield environment

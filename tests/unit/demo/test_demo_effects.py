@@ -41,7 +41,7 @@ def test_jobs_with_one_true_effect_each_are_ok(source: Path) -> None:
     result = check_effects("rq", sent, [effect(source, "a", at=11.0), effect(source, "b", at=12.0)])
 
     assert result.ok
-    assert (result.jobs, result.executed, result.lost, result.duplicated, result.wrong) == (2, 2, 0, 0, 0)
+    assert (result.jobs, result.executed, result.lost, result.duplicated) == (2, 2, 0, 0)
     assert result.throughput_per_s == pytest.approx(1.0)
     assert result.latency_p50_ms == pytest.approx(1000)
     assert result.latency_p95_ms == pytest.approx(2000)
@@ -68,18 +68,25 @@ def test_every_effect_beyond_the_first_counts_as_duplicated(source: Path) -> Non
     [{"sha256": "0" * 64}, {"lines": 3}, {"bytes": 12}, {"backend": "celery"}, {"path": "/elsewhere"}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_an_effect_that_lies_is_wrong(source: Path, changes: dict[str, Any]) -> None:
+def test_a_job_whose_effect_lies_is_lost(source: Path, changes: dict[str, Any]) -> None:
     result = check_effects("rq", {"a": Sent(path=source, at=10.0)}, [effect(source, "a", **changes)])
 
-    assert (result.wrong, result.ok) == (1, False)
+    assert (result.executed, result.lost, result.duplicated, result.ok) == (0, 1, 0, False)
 
 
-def test_an_effect_of_a_job_that_was_never_accepted_is_wrong(source: Path) -> None:
+def test_an_effect_of_a_job_that_was_never_accepted_is_one_too_many(source: Path) -> None:
     sent = {"a": Sent(path=source, at=10.0)}
 
     result = check_effects("rq", sent, [effect(source, "a"), effect(source, "stranger")])
 
-    assert (result.wrong, result.ok) == (1, False)
+    assert (result.executed, result.lost, result.duplicated, result.ok) == (1, 0, 1, False)
+
+
+def test_json_form_has_the_documented_keys(source: Path) -> None:
+    shown = check_effects("rq", {"a": Sent(path=source, at=10.0)}, [effect(source, "a")]).as_json()
+
+    assert list(shown) == ["name", "jobs", "executed", "lost", "duplicated", "throughput_per_s", "latency_ms"]
+    assert list(shown["latency_ms"]) == ["p50", "p95"]
 
 
 def test_nothing_sent_is_not_ok() -> None:
@@ -120,6 +127,14 @@ def test_default_files_are_sources_of_the_standard_library() -> None:
     assert len(files) == 40
     assert {file.suffix for file in files} == {".py"}
     assert not any("site-packages" in file.parts for file in files)
+
+
+def test_given_folder_may_be_one_of_installed_packages(tmp_path: Path) -> None:
+    folder = tmp_path / "site-packages" / "package"
+    folder.mkdir(parents=True)
+    (folder / "module.py").touch()
+
+    assert [file.name for file in choose_files(folder, 5)] == ["module.py"]
 
 
 def test_missing_folder_is_a_clear_error(tmp_path: Path) -> None:
