@@ -157,8 +157,10 @@ answer = {}
 for name in sys.argv[1:]:
     try:
         answer[name] = importlib.import_module(name).__file__
-    except ModuleNotFoundError as error:
-        answer[name] = "needs " + error.name
+    except Exception as error:
+        # The receiver says which extra to install; why, is its cause.
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        answer[name] = "needs " + missing.name
 print(json.dumps(answer))
 """
     answer = json.loads(checked(installed / "python", "-c", code, *packages(), cwd=tmp_path))
