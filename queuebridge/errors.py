@@ -2,7 +2,8 @@
 
 QueueBridgeError
 ├── ConfigurationError            a setting is missing, contradictory or unusable
-│   └── MissingExtra              an optional library is not installed
+│   ├── MissingExtra              an optional library is not installed
+│   └── LedgerRequired            a stage or an option needs a ledger, and there is none
 ├── TaskRegistrationError         a task is declared twice, or cannot be declared as written
 ├── UnknownTask                   no task has this name (retryable: a newer deployment may know it)
 ├── InvalidArguments              arguments do not fit the task's signature and type hints
@@ -15,8 +16,14 @@ QueueBridgeError
 ├── PublishError                  a job could not be handed to a backend
 │   ├── BackendUnavailable        the backend did not take it; trying again may help (retryable)
 │   ├── PublishRejected           the backend refused it, and will again
-│   └── PublishOutcomeUnknown     sent, but no answer came: it may or may not have been accepted (retryable)
+│   ├── PublishOutcomeUnknown     sent, but no answer came: it may or may not have been accepted (retryable)
+│   └── AllWritesFailed           in a stage that writes to several backends, none took it (retryable)
 ├── EnqueueManyError              some jobs of a batch were not accepted
+├── LedgerError
+│   ├── LedgerUnavailable         the ledger cannot be reached (retryable)
+│   └── RevisionConflict          the stage settings were changed meanwhile by somebody else
+├── StageRefused                  a stage cannot be changed as asked; has the reasons
+├── LeaseLost                     raised in a task body whose claim has been taken over
 ├── NotAuthentic                  a delivery's signature, sender or body cannot be trusted
 ├── TaskTimeout                   a task body ran past its timeout
 ├── RetryLater                    raised by a task to be run again after a given time
@@ -26,7 +33,7 @@ QueueBridgeError
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -68,6 +75,17 @@ class MissingExtra(ConfigurationError):
         super().__init__(
             f"{feature} needs the library {library!r}, which is not installed. "
             f"Install it with: pip install 'qstash-queuebridge[{extra}]'"
+        )
+
+
+class LedgerRequired(ConfigurationError):
+    """Raised when a stage or an option needs a ledger, and none is configured."""
+
+    def __init__(self, feature: str) -> None:
+        self.feature = feature
+        super().__init__(
+            f"{feature} needs a ledger, so that of two copies of a job only one runs. Set QUEUEBRIDGE_LEDGER to a "
+            "database that all producers, receivers and workers reach, such as postgresql://... or redis://..."
         )
 
 
@@ -187,6 +205,20 @@ class PublishOutcomeUnknown(PublishError):
         super().__init__(backend, f"{reason} The job {job_id} may or may not have been accepted.")
 
 
+class AllWritesFailed(PublishError):
+    """Raised when none of the backends that a stage writes to took a job.
+
+    Attributes:
+        causes: The error of each, by the name of the backend.
+    """
+
+    retryable = True
+
+    def __init__(self, causes: Mapping[str, Exception]) -> None:
+        self.causes = dict(causes)
+        super().__init__(", ".join(causes), "no backend took the job. " + " ".join(str(e) for e in causes.values()))
+
+
 class EnqueueManyError(QueueBridgeError):
     """Raised when some jobs of a batch were not accepted.
 
@@ -201,6 +233,44 @@ class EnqueueManyError(QueueBridgeError):
             f"{len(errors)} of {len(results)} jobs were not accepted; the first: {errors[0]} "
             "The attribute `results` has the receipt or the error of each."
         )
+
+
+class LedgerError(QueueBridgeError):
+    """The root of errors about the ledger."""
+
+
+class LedgerUnavailable(LedgerError):
+    """Raised when the ledger cannot be reached, or does not answer in time."""
+
+    retryable = True
+
+
+class RevisionConflict(LedgerError):
+    """Raised when stage settings were made from a revision that is not the latest any more."""
+
+    def __init__(self, after: int, latest: int) -> None:
+        self.after = after
+        self.latest = latest
+        super().__init__(
+            f"The stage settings were changed meanwhile: revision {latest} came after revision {after}. Look at it "
+            "with `queuebridge stage show`, and try again."
+        )
+
+
+class StageRefused(QueueBridgeError):
+    """Raised when a stage cannot be changed as asked."""
+
+    def __init__(self, change: str, reasons: Sequence[str]) -> None:
+        self.change = change
+        self.reasons = tuple(reasons)
+        super().__init__(f"{change} is refused: " + " ".join(self.reasons))
+
+
+class LeaseLost(QueueBridgeError):
+    """Raised inside a task body whose claim has ended and was taken over by another execution.
+
+    Whatever it still does may be done a second time; its result is not recorded.
+    """
 
 
 class NotAuthentic(QueueBridgeError):

@@ -31,6 +31,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
         ],
     ),
     "TaskTimeout": (2.5,),
+    "AllWritesFailed": ({"celery": errors.BackendUnavailable("celery", "away.")},),
+    "RevisionConflict": (3, 4),
+    "StageRefused": ("dual -> live", ["Too few jobs."]),
 }
 CLASSES = [
     value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.QueueBridgeError)
@@ -61,7 +64,9 @@ def test_error_can_be_copied(kind: type[errors.QueueBridgeError]) -> None:
 
 def test_retryable_errors_are_those_that_may_pass() -> None:
     assert {kind.__name__ for kind in CLASSES if kind.retryable} == {
+        "AllWritesFailed",
         "BackendUnavailable",
+        "LedgerUnavailable",
         "PublishOutcomeUnknown",
         "UnknownTask",
         "UnsupportedEnvelope",
