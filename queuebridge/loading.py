@@ -13,6 +13,7 @@ from queuebridge.errors import ConfigurationError, MissingExtra
 if TYPE_CHECKING:
     from queuebridge.backend import Backend
     from queuebridge.delivery import DeliveryVerifier
+    from queuebridge.ledger import Ledger
     from queuebridge.registry import TaskRegistry
     from queuebridge.runner import Runner
     from queuebridge.settings import Settings
@@ -29,6 +30,17 @@ WORKER_MODULES = {
     "celery": "queuebridge.backends.celery.worker",
     "rq": "queuebridge.backends.rq.worker",
 }
+# scheme of QUEUEBRIDGE_LEDGER -> (package that defines `create_ledger(url) -> Ledger`, the driver it needs besides)
+LEDGER_MODULES = {
+    "sqlite": ("queuebridge.storage.sql", None),
+    "postgresql": ("queuebridge.storage.sql", "psycopg"),
+    "postgresql+psycopg": ("queuebridge.storage.sql", "psycopg"),
+    "redis": ("queuebridge.storage.redis", None),
+    "rediss": ("queuebridge.storage.redis", None),
+    "memory": ("queuebridge.storage.memory", None),
+}
+# The packages among them whose schema has to be upgraded, and the module with `upgrade(url) -> str`.
+LEDGER_UPGRADES = {"queuebridge.storage.sql": "queuebridge.storage.sql.upgrade"}
 VERIFIER_MODULE = "queuebridge.backends.qstash.verification"
 
 # Top-level module of a library -> (the name on the package index, the extra that installs it)
@@ -41,11 +53,15 @@ OPTIONAL_LIBRARIES = {
     "kombu": ("celery", "celery"),
     "rq": ("rq", "rq"),
     "redis": ("redis", "redis"),
+    "sqlalchemy": ("SQLAlchemy", "sql"),
+    "alembic": ("alembic", "sql"),
+    "psycopg": ("psycopg", "sql"),
     "aiohttp": ("aiohttp", "devserver"),
     "click": ("click", "cli"),
     "rich": ("rich", "cli"),
     "gunicorn": ("gunicorn", "cli"),
     "fakeredis": ("fakeredis", "all"),
+    "cryptography": ("cryptography", "encryption"),
 }
 # Adapter -> its extra, where that installs more than the library that happens to be missed first.
 _OWN_EXTRAS = {"queuebridge.backends.rq": "rq"}
@@ -77,6 +93,47 @@ def load_verifier(settings: Settings, environ: Mapping[str, str]) -> DeliveryVer
     module = import_optional(VERIFIER_MODULE, feature="The receiver")
     verifier: DeliveryVerifier = module.create_verifier(settings, environ)
     return verifier
+
+
+def load_ledger(url: str) -> Ledger:
+    """Return the ledger at an address. Nothing is opened yet.
+
+    Raises:
+        ConfigurationError: There is no ledger for such an address. It is not shown: it may have a password.
+        MissingExtra: Its library is not installed.
+    """
+    ledger: Ledger = _import_ledger(url).create_ledger(url)
+    return ledger
+
+
+def upgrade_ledger(url: str) -> str:
+    """Bring the schema of the ledger at an address up to date, and return what was done, in words.
+
+    Raises:
+        ConfigurationError: There is no ledger for such an address, or its schema is newer than this installation.
+        LedgerUnavailable: It cannot be reached; nothing was changed.
+    """
+    module = _import_ledger(url).__name__
+    if module not in LEDGER_UPGRADES:
+        return "There is nothing to do: this ledger has no schema."
+    import_optional("alembic", feature="The upgrade of the ledger")
+    done: str = importlib.import_module(LEDGER_UPGRADES[module]).upgrade(url)
+    return done
+
+
+def _import_ledger(url: str) -> Any:
+    scheme, separator, _ = url.partition("://")
+    if not separator or scheme not in LEDGER_MODULES:
+        raise ConfigurationError(
+            "QUEUEBRIDGE_LEDGER does not name a ledger. It begins with one of: "
+            + ", ".join(f"{name}://" for name in LEDGER_MODULES)
+            + "."
+        )
+    module, driver = LEDGER_MODULES[scheme]
+    feature = "The ledger named by QUEUEBRIDGE_LEDGER"
+    if driver is not None:
+        import_optional(driver, feature=feature)
+    return import_optional(module, feature=feature)
 
 
 def import_optional(module: str, *, feature: str) -> Any:

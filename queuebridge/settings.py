@@ -8,7 +8,16 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 
 from queuebridge.errors import ConfigurationError
 
@@ -36,22 +45,36 @@ PUBLIC_URL_VARIABLES = (
 _ENVIRONMENT_VARIABLES = ("QUEUEBRIDGE_ENV", "APP_ENV", "ENVIRONMENT", "ENV", "FLASK_ENV", "VERCEL_ENV")
 _PRODUCTION = ("production", "prod", "live")
 
-# Settings of the adapters, known here so that a misspelt variable can be told from theirs.
+# Settings of the adapters and of the migration, known here so that a misspelt variable can be told from theirs.
 ADAPTER_VARIABLES = (
     "QUEUEBRIDGE_CELERY_APP",
     "QUEUEBRIDGE_CELERY_VISIBILITY_TIMEOUT_SECONDS",
     "QUEUEBRIDGE_CLOCK_TOLERANCE_SECONDS",
-    "QUEUEBRIDGE_INSECURE_SKIP_VERIFICATION",
+    "QUEUEBRIDGE_GRACE_SECONDS",
+    "QUEUEBRIDGE_HEDGE_SECONDS",
     "QUEUEBRIDGE_INLINE_PROPAGATE",
+    "QUEUEBRIDGE_INSECURE_SKIP_VERIFICATION",
+    "QUEUEBRIDGE_LEASE_SECONDS",
+    "QUEUEBRIDGE_LEDGER_DOWN",
+    "QUEUEBRIDGE_LEDGER_KEY",
+    "QUEUEBRIDGE_LEGACY",
+    "QUEUEBRIDGE_LOST_AFTER_SECONDS",
+    "QUEUEBRIDGE_ON_PUBLISH_ERROR",
     "QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS",
     "QUEUEBRIDGE_QSTASH_FAILURE_CALLBACK",
     "QUEUEBRIDGE_QSTASH_MAX_BYTES",
     "QUEUEBRIDGE_QSTASH_MAX_DELAY_SECONDS",
+    "QUEUEBRIDGE_QSTASH_RETRIES",
+    "QUEUEBRIDGE_RECONCILE_SECONDS",
+    "QUEUEBRIDGE_REDACT",
     "QUEUEBRIDGE_RQ_RESULT_TTL_SECONDS",
+    "QUEUEBRIDGE_SHADOW_PERCENT",
+    "QUEUEBRIDGE_STAGE",
+    "QUEUEBRIDGE_STAGE_KEY",
+    "QUEUEBRIDGE_STAGE_PERCENT",
+    "QUEUEBRIDGE_STAGE_RULES",
     "QUEUEBRIDGE_TEST_SERVICES",
 )
-# Stages are not part of this version: silently running without one would not do what the setting asks for.
-_STAGE_VARIABLES = ("QUEUEBRIDGE_STAGE", "QUEUEBRIDGE_LEGACY")
 
 
 def split_list(value: Any) -> Any:
@@ -99,6 +122,7 @@ class Settings(BaseModel):
         prefix: The path below which the receiver answers.
         aliases: Further paths at which it takes envelopes.
         default_queue: The queue of tasks that name none.
+        ledger_url: The address of the ledger, which may have a password; None for no ledger.
         qstash_token_present, celery_broker_present, redis_present: What the automatic choice goes by.
     """
 
@@ -115,6 +139,7 @@ class Settings(BaseModel):
         (), validation_alias="QUEUEBRIDGE_ALIASES"
     )
     default_queue: Annotated[str, Field(min_length=1)] = Field("default", validation_alias="QUEUEBRIDGE_DEFAULT_QUEUE")
+    ledger_url: SecretStr | None = Field(None, validation_alias="QUEUEBRIDGE_LEDGER")
     qstash_token_present: bool = False
     celery_broker_present: bool = False
     redis_present: bool = False
@@ -127,12 +152,6 @@ class Settings(BaseModel):
             ConfigurationError: A variable has an impossible value; the message names it.
         """
         environ = os.environ if environ is None else environ
-        for variable in _STAGE_VARIABLES:
-            if environ.get(variable, "").strip():
-                raise ConfigurationError(
-                    f"{variable} is set, but this version of queuebridge has no migration stages yet. Unset it, and "
-                    "select one backend with QUEUEBRIDGE_BACKEND."
-                )
         _warn_about_unknown(environ)
         return read_settings(
             cls,
@@ -189,7 +208,6 @@ def _is_production(environ: Mapping[str, str]) -> bool:
 def _warn_about_unknown(environ: Mapping[str, str]) -> None:
     known = {
         *ADAPTER_VARIABLES,
-        *_STAGE_VARIABLES,
         "QUEUEBRIDGE_ENV",
         "QUEUEBRIDGE_PUBLIC_URL",
         *(str(field.validation_alias) for field in Settings.model_fields.values() if field.validation_alias),

@@ -180,7 +180,10 @@ UNSUPPORTED: dict[str, list[tuple[str, EnqueueOptions]]] = {
         ("priority", EnqueueOptions(priority=1)),
         ("idempotency_key", EnqueueOptions(idempotency_key="k")),
     ],
-    "qstash": [("priority", EnqueueOptions(priority=1)), ("countdown/eta", EnqueueOptions(countdown=10**8))],
+    "qstash": [
+        ("priority", EnqueueOptions(priority=1)),
+        ("countdown/eta", EnqueueOptions(countdown=1, options={"qstash": {"queue": "q"}})),
+    ],
     "celery-redis": [
         ("idempotency_key", EnqueueOptions(idempotency_key="k")),
         ("countdown/eta", EnqueueOptions(countdown=10**6)),

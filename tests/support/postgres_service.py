@@ -39,6 +39,18 @@ class PostgresService(Service):
 
     @classmethod
     def start(cls) -> PostgresService:
+        own, command, url = cls.prepare()
+        own.start(command)
+        cls._await(own, url)
+        return cls(url, own)
+
+    @classmethod
+    def prepare(cls) -> tuple[OwnServer, list[str], str]:
+        """Make a cluster. Returns its folder, the command that starts it, and the address that it will have.
+
+        Raises:
+            ServiceUnavailableError: There is no binary, or it does not work.
+        """
         newest_first = sorted(
             map(str, Path("/usr/lib/postgresql").glob("*/bin")), key=lambda p: -float(p.split("/")[-2])
         )
@@ -52,10 +64,8 @@ class PostgresService(Service):
         except ServiceUnavailableError:
             own.stop()
             raise
-        own.start([program, "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1", "-k", "", "-F"])
-        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        cls._await(own, url)
-        return cls(url, own)
+        command = [program, "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1", "-k", "", "-F"]
+        return own, command, f"postgresql://postgres@127.0.0.1:{port}/postgres"
 
     @contextmanager
     def fresh(self) -> Iterator[str]:

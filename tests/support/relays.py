@@ -16,12 +16,14 @@ class Relay:
     """
 
     def __init__(self, port: int, host: str, target: int) -> None:
+        self.port = port
         self._address = ("127.0.0.1", port)
         self._server = (host, target)
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
+        self._answers_to_lose = 0
 
     def __enter__(self) -> Relay:
         self.mend()
@@ -51,6 +53,18 @@ class Relay:
         for each in sockets:
             each.close()
 
+    def lose_answers(self, count: int = 1) -> None:
+        """Break a connection when the server has answered on it, so that the answer is lost; so often."""
+        with self._lock:
+            self._answers_to_lose = count
+
+    def _loses_answer(self, source: socket.socket) -> bool:
+        with self._lock:
+            if not self._answers_to_lose or source.getpeername()[1] != self._server[1]:
+                return False
+            self._answers_to_lose -= 1
+            return True
+
     def _listen(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -66,6 +80,8 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if self._loses_answer(source):
+                    break
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 

@@ -1,0 +1,4 @@
+-- process.
+
+redis.call('ZREM', PROCESS_SEEN, ARGV[2])
+redis.call('HDEL', PROCESSES, ARGV[2])
