@@ -96,6 +96,11 @@ class ArgumentSchema:
             if not is_faithful(field["schema"]):
                 self._doubtful.append(key)
 
+    @property
+    def positional(self) -> Sequence[str]:
+        """Return the names of the parameters that may be given by position."""
+        return self._positional
+
     def dump(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Validate arguments and return them in JSON form, positional ones still positional.
 

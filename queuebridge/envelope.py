@@ -13,10 +13,27 @@ from pydantic_core import PydanticSerializationError, from_json
 
 from queuebridge.errors import MalformedEnvelope, UnsupportedEnvelope
 from queuebridge.retry import DEFAULT_RETRY, RetryPolicy
+from queuebridge.stages import Role, Stage
 
 VERSION: Final = 1
 
 UnixMilliseconds = Annotated[int, Field(ge=0)]
+
+
+class PayloadReference(BaseModel):
+    """Arguments that the ledger keeps: the encoded envelope with them.
+
+    Attributes:
+        key: Its name in the ledger.
+        sha256: Its digest, hexadecimal.
+        size: Its length in bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, defer_build=True, extra="forbid")
+
+    key: str
+    sha256: str
+    size: int
 
 
 class Envelope(BaseModel):
@@ -40,7 +57,10 @@ class Envelope(BaseModel):
         headers: Free text values of the caller, offered to the task.
         idempotency_key: The caller's key under which further enqueues of this task are the same job.
         trace: W3C trace context (`traceparent`, `tracestate`) of the producer.
-        epoch: Which publication of this dispatch this is; a wanted republication takes the next one.
+        epoch: Which publication of this dispatch this is; a wanted republication takes another one.
+        stage: The stage of the migration by which it was written.
+        role: In a dual-write stage, what this copy is for.
+        payload_ref: Where the arguments are, if they were too long for the transport.
     """
 
     model_config = ConfigDict(
@@ -67,6 +87,9 @@ class Envelope(BaseModel):
     idempotency_key: str | None = None
     trace: dict[str, str] = {}
     epoch: Annotated[int, Field(ge=0)] = 0
+    stage: Stage | None = None
+    role: Role | None = None
+    payload_ref: PayloadReference | None = None
 
     def encode(self) -> bytes:
         """Return the wire form: UTF-8 JSON, fields that have their default left out.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
 import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
@@ -19,49 +17,28 @@ from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
 from queuebridge.errors import (
     InvalidArguments,
+    LedgerRequired,
     PermanentFailure,
     QueueBridgeError,
     RetryLater,
     UnknownTask,
 )
+from queuebridge.outcome import Outcome, Status
 from queuebridge.registry import AnyTask, TaskRegistry
+from queuebridge.stages import Role
 from queuebridge.timelimit import time_limit
 from queuebridge.tracing import continued
 
+if TYPE_CHECKING:
+    from queuebridge.claims import Claims
+    from queuebridge.lease import Lease
+
 logger = logging.getLogger(__name__)
 
-
-class Status(enum.Enum):
-    """How a delivery ended."""
-
-    DONE = "done"
-    RETRY = "retry"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    INVALID_ARGUMENTS = "invalid_arguments"
-    UNKNOWN_TASK = "unknown_task"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """The end of one delivery.
-
-    Attributes:
-        status: How it ended.
-        result: The task's return value in JSON form, if `status` is DONE.
-        error: What went wrong, for every other status.
-        retry_delay_seconds: When to deliver it again, if `status` is RETRY.
-    """
-
-    status: Status
-    result: Any = None
-    error: Exception | None = None
-    retry_delay_seconds: float | None = None
-
-    @property
-    def reason(self) -> str:
-        """Return the error in one line."""
-        return describe(self.error) if self.error is not None else ""
+# After how long a job is delivered again that this executor is not set up to run.
+_MISCONFIGURED_SECONDS = 60.0
+_QUIET = (Status.DONE, Status.DUPLICATE, Status.SHADOWED)
+_EXPECTED = (*_QUIET, Status.RETRY, Status.EXPIRED, Status.BUSY, Status.DEFERRED)
 
 
 class Runner:
@@ -70,14 +47,18 @@ class Runner:
     Args:
         registry: The tasks.
         clock: The time in Unix seconds, for `expires` and for the deadline that a task is told.
+        claims: Asks the ledger before each execution; None executes every delivery.
     """
 
-    def __init__(self, registry: TaskRegistry, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, registry: TaskRegistry, *, clock: Callable[[], float] = time.time, claims: Claims | None = None
+    ) -> None:
         self._registry = registry
         self._clock = clock
+        self.claims = claims
 
     def run(self, envelope: Envelope, delivery: Delivery) -> Outcome:
-        """Execute a delivery. Everything that a task may raise becomes an outcome.
+        """Execute a delivery, if it may be executed. Everything that a task may raise becomes an outcome.
 
         Only exceptions that ask the process to end (KeyboardInterrupt, SystemExit) pass through: the transport
         then sees no answer and delivers again.
@@ -86,36 +67,52 @@ class Runner:
             task = self._registry.get(envelope.task)
         except UnknownTask as error:
             return self._report(envelope, delivery, Outcome(status=Status.UNKNOWN_TASK, error=error))
-        if envelope.expires_at_ms is not None and self._clock() * 1000 > envelope.expires_at_ms:
-            expired = PermanentFailure("It expired before it could start.")
-            return self._report(envelope, delivery, Outcome(status=Status.EXPIRED, error=expired))
+        if self.claims is not None:
+            return self._run_claimed(self.claims, task, envelope, delivery)
+        refusal = _unclaimed_refusal(task, envelope, self._clock())
+        if refusal is not None:
+            return self._report(envelope, delivery, refusal)
         started = time.perf_counter()
+        outcome = self._execute(task, envelope, delivery, None)
+        return self._report(envelope, delivery, outcome, time.perf_counter() - started)
+
+    def _run_claimed(self, claims: Claims, task: AnyTask, envelope: Envelope, delivery: Delivery) -> Outcome:
+        ticket = claims.begin(task, envelope, delivery)
+        if isinstance(ticket, Outcome):
+            return self._report(envelope, delivery, ticket)
+        started = time.perf_counter()
+        with claims.holding(ticket):
+            # The result is turned into JSON inside the claim: one that has no JSON form must not run again.
+            outcome = self._execute(task, ticket.envelope, ticket.delivery, ticket.lease)
+            seconds = time.perf_counter() - started
+            outcome = claims.finish(ticket, outcome)
+        return self._report(ticket.envelope, ticket.delivery, outcome, seconds)
+
+    def _execute(self, task: AnyTask, envelope: Envelope, delivery: Delivery, lease: Lease | None) -> Outcome:
         try:
             bound = task.arguments.load(envelope.args, envelope.kwargs)
         except InvalidArguments as invalid:
-            return self._report(envelope, delivery, Outcome(status=Status.INVALID_ARGUMENTS, error=invalid))
+            return Outcome(status=Status.INVALID_ARGUMENTS, error=invalid)
         except Exception as error:  # noqa: BLE001 - a validator of the user's own may raise anything
-            return self._report(envelope, delivery, _after_failure(task, envelope, delivery, error))
+            return _after_failure(task, envelope, delivery, error)
         timeout = None if delivery.enforces_timeout else envelope.timeout_seconds
         try:
-            with executing(_current(envelope, delivery, self._clock())), continued(envelope.trace, task.name):
+            with executing(_current(envelope, delivery, self._clock(), lease)), continued(envelope.trace, task.name):
                 value = _call(task, bound.args, bound.kwargs, timeout)
         except Exception as error:  # noqa: BLE001 - whatever a task raises is the job's outcome
-            outcome = _after_failure(task, envelope, delivery, error)
-        else:
-            outcome = Outcome(status=Status.DONE, result=_jsonable(envelope, delivery, value))
-        return self._report(envelope, delivery, outcome, time.perf_counter() - started)
+            return _after_failure(task, envelope, delivery, error)
+        return Outcome(status=Status.DONE, result=_jsonable(envelope, delivery, value))
 
     def _report(
         self, envelope: Envelope, delivery: Delivery, outcome: Outcome, seconds: float | None = None
     ) -> Outcome:
-        if outcome.status is Status.DONE and not logger.isEnabledFor(logging.INFO):
+        if outcome.status in _QUIET and not logger.isEnabledFor(logging.INFO):
             return outcome
         took = f" in {seconds * 1000:.1f} ms" if seconds is not None else ""
         again = f", again in {outcome.retry_delay_seconds:g} s" if outcome.retry_delay_seconds is not None else ""
-        expected = outcome.status in (Status.DONE, Status.RETRY, Status.EXPIRED)
+        expected = outcome.status in _EXPECTED
         logger.log(
-            logging.INFO if outcome.status is Status.DONE else logging.WARNING if expected else logging.ERROR,
+            logging.INFO if outcome.status in _QUIET else logging.WARNING if expected else logging.ERROR,
             "%s job=%s task=%s attempt=%d/%d backend=%s%s%s%s",
             outcome.status.value,
             envelope.job_id,
@@ -132,13 +129,26 @@ class Runner:
         return outcome
 
 
-def describe(error: BaseException) -> str:
-    """Return an exception in one line: its type, and its text if it has one."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - an error that cannot be shown must not become another one
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _unclaimed_refusal(task: AnyTask, envelope: Envelope, now: float) -> Outcome | None:
+    """Return how a delivery ends that is not executed although there is no ledger to say so; None if it is."""
+    if envelope.expires_at_ms is not None and now * 1000 > envelope.expires_at_ms:
+        return Outcome(status=Status.EXPIRED, error=PermanentFailure("It expired before it could start."))
+    if envelope.payload_ref is not None:
+        return Outcome(
+            status=Status.FAILED,
+            error=LedgerRequired("A job whose arguments were too long for the transport"),
+        )
+    if envelope.role is Role.SHADOW:
+        try:
+            task.arguments.load(envelope.args, envelope.kwargs)
+        except InvalidArguments as invalid:
+            logger.error("A shadow copy could not have run: %s", invalid, extra={"event": "shadow_invalid"})
+        return Outcome(status=Status.SHADOWED)
+    if envelope.role is not None:
+        # Another copy may run elsewhere, under a claim that is not seen from here.
+        error = LedgerRequired(f"A job of stage {envelope.stage.value if envelope.stage else 'dual'}")
+        return Outcome(status=Status.DEFERRED, error=error, retry_delay_seconds=_MISCONFIGURED_SECONDS)
+    return None
 
 
 def _log_fields(event: str, envelope: Envelope, delivery: Delivery) -> dict[str, object]:
@@ -152,7 +162,7 @@ def _log_fields(event: str, envelope: Envelope, delivery: Delivery) -> dict[str,
     }
 
 
-def _current(envelope: Envelope, delivery: Delivery, now: float) -> CurrentJob:
+def _current(envelope: Envelope, delivery: Delivery, now: float, lease: Lease | None) -> CurrentJob:
     timeout = envelope.timeout_seconds
     return CurrentJob(
         job_id=envelope.job_id,
@@ -166,6 +176,7 @@ def _current(envelope: Envelope, delivery: Delivery, now: float) -> CurrentJob:
         deadline=datetime.fromtimestamp(now + timeout, timezone.utc) if timeout is not None else None,
         metadata=envelope.metadata,
         headers=envelope.headers,
+        lease=lease,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from staging import World
 
 from queuebridge import Bridge, TaskRegistry, Write
 from queuebridge.backend import Backend, Capabilities, Publication
@@ -86,3 +88,17 @@ def recorder() -> RecordingBackend:
 def bridge(recorder: RecordingBackend, registry: TaskRegistry) -> Bridge:
     """A bridge over the recording backend; it is a quarter past two on the tenth of May 2024, in Greenwich."""
     return Bridge(recorder, registry=registry, environ={}, clock=lambda: 1_715_350_500.0)
+
+
+@pytest.fixture
+def make_world() -> Iterator[Callable[..., World]]:
+    """Make worlds, and end their threads."""
+    made: list[World] = []
+
+    def make(*args: Any, **more: Any) -> World:
+        made.append(World(*args, **more))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()

@@ -31,7 +31,8 @@ from queuebridge import (
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
 from queuebridge.errors import TaskRegistrationError
-from queuebridge.runner import Outcome, Runner, Status, describe
+from queuebridge.outcome import Outcome, Status, describe
+from queuebridge.runner import Runner
 
 NOW = 1_715_350_500.0
 SECRET = "hunter2-TOP-SECRET"
