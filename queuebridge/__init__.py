@@ -3,11 +3,15 @@
 from queuebridge.bridge import Bridge, Call, get_bridge, set_bridge
 from queuebridge.context import CurrentJob, current_job
 from queuebridge.errors import (
+    AllWritesFailed,
     BackendUnavailable,
     ConfigurationError,
     EnqueueManyError,
     InvalidArguments,
     InvalidOption,
+    LeaseLost,
+    LedgerRequired,
+    LedgerUnavailable,
     OptionNotSupported,
     PermanentFailure,
     PublishError,
@@ -25,6 +29,7 @@ from queuebridge.retry import RetryPolicy
 from queuebridge.task import Task, task
 
 __all__ = [
+    "AllWritesFailed",
     "BackendUnavailable",
     "Bridge",
     "Call",
@@ -34,6 +39,9 @@ __all__ = [
     "EnqueueOptions",
     "InvalidArguments",
     "InvalidOption",
+    "LeaseLost",
+    "LedgerRequired",
+    "LedgerUnavailable",
     "OptionNotSupported",
     "PermanentFailure",
     "PublishError",

@@ -44,11 +44,23 @@ class Publication:
         envelope: The dispatch.
         retry: Whether a failed publish may be tried again; None is the backend's own default.
         options: The options addressed to this backend by name (`options={"celery": {...}}`).
+        held_until_ms: A later time than the envelope's own before which the transport shall not deliver it.
+        delay_seconds: After how long the transport shall deliver it, by its own clock, whatever times are set; None
+            goes by those.
+        counted_by_ledger: The ledger counts the attempts, so that the transport's retries are for reachability only.
     """
 
     envelope: Envelope
     retry: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    held_until_ms: int | None = None
+    delay_seconds: float | None = None
+    counted_by_ledger: bool = False
+
+    @property
+    def deliver_at_ms(self) -> int | None:
+        """Return before when the transport shall not deliver it, in Unix milliseconds; None for at once."""
+        return self.held_until_ms if self.held_until_ms is not None else self.envelope.not_before_ms
 
     @cached_property
     def body(self) -> bytes:
@@ -119,14 +131,19 @@ class Backend(abc.ABC):
         return
 
 
-def check_capabilities(backend: Backend, publication: Publication) -> None:
+def check_capabilities(backend: Backend, publication: Publication, capabilities: Capabilities | None = None) -> None:
     """Refuse the options that the backend's capabilities rule out.
+
+    Args:
+        backend: The backend.
+        publication: What it is to carry.
+        capabilities: What it can honour with the help of others, instead of its own capabilities.
 
     Raises:
         OptionNotSupported: With the option, and the reason that the backend states.
     """
     envelope = publication.envelope
-    capabilities = backend.capabilities
+    capabilities = capabilities if capabilities is not None else backend.capabilities
     wanted = (
         ("countdown/eta", envelope.not_before_ms is not None, capabilities.delay),
         ("priority", envelope.priority is not None, capabilities.priority),

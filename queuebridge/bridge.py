@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,24 +9,27 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from queuebridge.backend import Backend, Publication, check_capabilities
+from queuebridge.assembly import assemble
+from queuebridge.backend import Backend
 from queuebridge.envelope import Envelope
-from queuebridge.errors import ConfigurationError, EnqueueManyError, InvalidOption
+from queuebridge.errors import EnqueueManyError, InvalidOption, LedgerRequired
 from queuebridge.ids import check_job_id, job_id_for_key, new_dispatch_id, new_job_id
-from queuebridge.loading import load_backend
 from queuebridge.options import EnqueueOptions
-from queuebridge.receipt import Receipt, Write
+from queuebridge.publishing.draft import Draft
+from queuebridge.receipt import Receipt
 from queuebridge.registry import AnyTask, TaskRegistry, default_registry, discover
-from queuebridge.runner import Runner
 from queuebridge.settings import Settings, environment_or
+from queuebridge.stages import Role, Side
 from queuebridge.task import Task
 from queuebridge.tracing import current_trace
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from queuebridge.ledger import Ledger
+    from queuebridge.reconcile import Reconciler
 
 _NO_OPTIONS = EnqueueOptions()
 
@@ -51,10 +53,20 @@ class Bridge:
         backend: A backend, or the name of one, instead of the environment's choice.
         registry: The tasks; default the registry that `@task` uses.
         environ: Variables to read instead of the process's environment.
+        ledger: A ledger, instead of the one that the environment names.
+        kind: What this process does, for `queuebridge status`: `producer`, `receiver`, `worker` or `reconcile`.
         clock: The time in Unix seconds.
+
+    Attributes:
+        backend: The backend in use; in a migration, the push backend.
+        legacy: The old backend of a migration; None without one.
+        ledger: The ledger; None without one.
+        runner: Executes deliveries.
+        parking: Puts push deliveries off; None where nothing is pushed.
 
     Raises:
         ConfigurationError: The environment selects no backend, or a setting is wrong.
+        LedgerRequired: A stage of the migration needs a ledger, and there is none.
     """
 
     def __init__(
@@ -63,23 +75,41 @@ class Bridge:
         *,
         registry: TaskRegistry | None = None,
         environ: Mapping[str, str] | None = None,
+        ledger: Ledger | None = None,
+        kind: str = "producer",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._environ = environment_or(environ)
+        environ = environment_or(environ)
         self._clock = clock
-        self.settings = Settings.from_environment(self._environ)
+        self.settings = Settings.from_environment(environ)
         self.registry = registry if registry is not None else default_registry
-        self.runner = Runner(self.registry, clock=clock)
-        if isinstance(backend, Backend):
-            self.backend = backend
-        else:
-            self.backend = load_backend(
-                backend or select_backend(self.settings),
-                settings=self.settings,
-                environ=self._environ,
-                registry=self.registry,
-                runner=self.runner,
-            )
+        parts = assemble(self.settings, environ, self.registry, backend=backend, ledger=ledger, kind=kind, clock=clock)
+        self._publisher = parts.publisher
+        self._stages = parts.stages
+        self._keeping = parts.keeping
+        self.backends = parts.backends
+        self.runner = parts.runner
+        self.parking = parts.parking
+
+    @property
+    def backend(self) -> Backend:
+        """Return the backend in use; in a migration, the push backend."""
+        return self.backends[Side.PUSH] if Side.PUSH in self.backends else self.backends[Side.LEGACY]
+
+    @property
+    def legacy(self) -> Backend | None:
+        """Return the old backend of a migration; None without one."""
+        return self.backends[Side.LEGACY] if self._stages is not None else None
+
+    @property
+    def worker_backend(self) -> Backend:
+        """Return the backend whose jobs a worker would take: the old one of a migration, else the one in use."""
+        return self.legacy or self.backend
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Return the ledger; None without one."""
+        return self._keeping.ledger if self._keeping is not None else None
 
     def load_tasks(self) -> None:
         """Import the modules named by QUEUEBRIDGE_TASKS and check every task's arguments.
@@ -124,8 +154,7 @@ class Bridge:
         Raises:
             TypeError: `task` is no task, `args` no list or tuple, or `kwargs` no mapping.
         """
-        publication = self._prepare(task, args, kwargs, options)
-        return _receipt(publication.envelope, self.backend.publish(publication))
+        return self._publisher.publish(self._prepare(task, args, kwargs, options))
 
     async def aapply_async(
         self,
@@ -155,24 +184,72 @@ class Bridge:
             EnqueueManyError: Some were not accepted; it has the receipt or the error of each.
             QueueBridgeError: As `enqueue`, for the first call that is wrong; nothing was sent.
         """
-        publications = []
+        prepared = []
         for call in calls:
             one = call if isinstance(call, Call) else Call(*call)
-            publications.append(self._prepare(one.task, one.args, one.kwargs, one.options))
-        if not publications:
+            prepared.append(self._prepare(one.task, one.args, one.kwargs, one.options))
+        if not prepared:
             return []
-        results = [
-            _receipt(publication.envelope, result) if isinstance(result, Write) else result
-            for publication, result in zip(publications, self.backend.publish_many(publications), strict=True)
-        ]
+        results = self._publisher.publish_many(prepared)
         receipts = [result for result in results if isinstance(result, Receipt)]
         if len(receipts) < len(results):
             raise EnqueueManyError(results)
         return receipts
 
+    def cancel(self, job_id: str) -> tuple[int, int]:
+        """Keep a job from starting, on whatever backend it waits.
+
+        Returns:
+            How many of its dispatches were cancelled, and how many run already and were left alone.
+
+        Raises:
+            LedgerRequired: There is no ledger, which alone knows a job on all backends.
+            LedgerUnavailable: It cannot be reached.
+        """
+        if self._keeping is None:
+            raise LedgerRequired("Cancelling a job")
+        return self._keeping.ledger.cancel(job_id)
+
+    def redeliver(self, envelope: Envelope) -> None:
+        """Have reconcile publish a job anew whose transport gave it up; without a ledger nothing is done.
+
+        Raises:
+            LedgerUnavailable: The ledger cannot be reached.
+        """
+        if self._keeping is None or envelope.role is Role.SHADOW:
+            return
+        from queuebridge.publishing.recording import take_back
+
+        take_back(
+            envelope,
+            self.backend.name,
+            ledger=self._keeping.ledger,
+            custody=self._keeping.custody,
+            settings=self._keeping.settings,
+            names=self.registry.get(envelope.task).arguments.positional if envelope.task in self.registry else (),
+        )
+
+    def reconciler(self) -> Reconciler:
+        """Return what looks after held, unpublished and abandoned jobs.
+
+        Raises:
+            LedgerRequired: There is no ledger.
+        """
+        if self._keeping is None:
+            raise LedgerRequired("Reconciling")
+        from queuebridge.reconcile import Reconciler
+
+        return Reconciler(self._keeping.ledger, self.backends, self._keeping.custody)
+
     def close(self) -> None:
-        """Give up the backend's connections."""
-        self.backend.close()
+        """Give up connections and end threads."""
+        if self._stages is not None:
+            self._stages.close()
+        self._publisher.close()
+        for backend in self.backends.values():
+            backend.close()
+        if self._keeping is not None:
+            self._keeping.ledger.close()
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +274,7 @@ class Bridge:
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
         options: EnqueueOptions,
-    ) -> Publication:
+    ) -> Any:
         if isinstance(task, str):
             task = self.registry.get(task)
         elif not isinstance(task, Task):
@@ -210,15 +287,17 @@ class Bridge:
             kwargs = {}
         elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
             raise TypeError(f"kwargs must be a mapping of names to arguments, not {type(kwargs).__name__}.")
-        backend = self.backend.name
-        publication = Publication(
-            envelope=self._envelope(task, args, kwargs, options),
-            retry=options.retry,
-            options={**task.options.get(backend, {}), **options.options.get(backend, {})},
+        envelope = self._envelope(task, args, kwargs, options)
+        return self._publisher.prepare(
+            Draft(
+                envelope=envelope,
+                retry=options.retry,
+                options=_backend_options(task, options),
+                parameter_names=task.arguments.positional,
+                stage=envelope.stage,
+                transaction=options.session if options.session is not None else options.connection,
+            )
         )
-        check_capabilities(self.backend, publication)
-        self.backend.check(publication)
-        return publication
 
     def _envelope(
         self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], options: EnqueueOptions
@@ -244,49 +323,24 @@ class Bridge:
             "enqueued_at_ms": int(now * 1000),
             "retry": task.retry,
         }
+        metadata = {**task.metadata, **options.json_metadata()} if options.metadata else task.metadata
         optional = {
             "not_before_ms": not_before,
             "expires_at_ms": expires,
             "timeout_seconds": task.timeout,
             "priority": options.priority if options.priority is not None else task.priority,
             "idempotency_key": key,
-            "metadata": {**task.metadata, **options.json_metadata()} if options.metadata else task.metadata,
+            "metadata": metadata,
             "headers": options.headers,
             "trace": current_trace(),
         }
+        if self._stages is not None:
+            decision = self._stages.settings().stage_for(task.name, fields["queue"], job_id, metadata)
+            fields["stage"] = decision.stage
         # Only what is set: each field that is given costs time to validate. Not so empty ones: pydantic would copy
         # their defaults deeply, which takes longer.
         fields.update({name: value for name, value in optional.items() if value is not None})
         return Envelope(**fields)
-
-
-def select_backend(settings: Settings) -> str:
-    """Return the name of the backend that the environment selects.
-
-    QUEUEBRIDGE_BACKEND, else QStash if there is a token, else Celery if there is a broker URL, else RQ if
-    there is a Redis URL, else, outside production, QStash on the embedded development server.
-
-    Raises:
-        ConfigurationError: Nothing is selected, in production.
-    """
-    if settings.backend is not None:
-        return settings.backend
-    if settings.qstash_token_present:
-        return "qstash"
-    if settings.celery_broker_present:
-        return "celery"
-    if settings.redis_present:
-        return "rq"
-    if settings.production:
-        raise ConfigurationError(
-            "No backend is configured. Set QSTASH_TOKEN for QStash, CELERY_BROKER_URL for Celery or REDIS_URL "
-            "for RQ; QUEUEBRIDGE_BACKEND=qstash|celery|rq|inline chooses between them."
-        )
-    logger.warning(
-        "No backend is configured: using the embedded development server, which `queuebridge dev` starts. "
-        "Set QSTASH_TOKEN, CELERY_BROKER_URL or REDIS_URL, or QUEUEBRIDGE_BACKEND, to choose one."
-    )
-    return "qstash"
 
 
 _active: ContextVar[Bridge | None] = ContextVar("queuebridge_active_bridge", default=None)
@@ -323,11 +377,10 @@ def set_bridge(bridge: Bridge | None) -> None:
         _default = bridge
 
 
-def _receipt(envelope: Envelope, write: Write) -> Receipt:
-    return Receipt(
-        job_id=envelope.job_id,
-        dispatch_id=envelope.dispatch_id,
-        task=envelope.task,
-        queue=envelope.queue,
-        writes=(write,),
-    )
+def _backend_options(task: AnyTask, options: EnqueueOptions) -> Mapping[str, Mapping[str, Any]]:
+    if not options.options:
+        return task.options
+    if not task.options:
+        return options.options
+    names = {*task.options, *options.options}
+    return {name: {**task.options.get(name, {}), **options.options.get(name, {})} for name in names}

@@ -35,6 +35,8 @@ class EnqueueOptions:
         idempotency_key: Enqueues of the same task under the same key are one job.
         options: Options of one backend's own, by its name: `{"qstash": {"label": "mail"}}`. Those for
             another backend than the one in use do not concern it.
+        session, connection: A SQLAlchemy session or connection to the database of the ledger, in whose transaction
+            the job is recorded: it exists exactly if the transaction is committed.
     """
 
     countdown: float | timedelta | None = None
@@ -48,12 +50,16 @@ class EnqueueOptions:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    session: Any = None
+    connection: Any = None
 
     def __post_init__(self) -> None:
         if self.countdown is not None and self.eta is not None:
             raise InvalidOption("countdown/eta", "give one of them, not both.")
         if self.idempotency_key is not None and self.task_id is not None:
             raise InvalidOption("task_id", "it cannot be combined with idempotency_key, which sets the job id.")
+        if self.session is not None and self.connection is not None:
+            raise InvalidOption("session", "give a session or a connection, not both.")
         _check_text("queue", self.queue, "it is empty.")
         _check_text("idempotency_key", self.idempotency_key, "it is empty; every job would be the same one.")
         if self.priority is not None and (isinstance(self.priority, bool) or not isinstance(self.priority, int)):

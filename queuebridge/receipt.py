@@ -30,6 +30,13 @@ class Receipt:
         task: The registered name of the task.
         queue: The logical queue.
         writes: Which backends have it.
+        stage: The stage of the migration by which it was written; None without one.
+        recorded: Whether the ledger has it.
+        held: The backend whose copy the ledger holds back; None if there is none.
+        unconfirmed: Backends that were sent a copy and did not answer: they may have it.
+        failed: Backends that do not have the copy meant for them; the job runs all the same.
+        spooled: No backend has it; the ledger keeps it and it is published later.
+        pending_commit: It is recorded in the caller's transaction, and published when that is committed.
     """
 
     job_id: str
@@ -37,6 +44,13 @@ class Receipt:
     task: str
     queue: str
     writes: tuple[Write, ...]
+    stage: str | None = None
+    recorded: bool = False
+    held: str | None = None
+    unconfirmed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    spooled: bool = False
+    pending_commit: bool = False
 
     @property
     def id(self) -> str:
@@ -44,16 +58,16 @@ class Receipt:
         return self.job_id
 
     @property
-    def backend(self) -> str:
-        """Return the name of the backend that has the job (the first, if several have it)."""
-        return self.writes[0].backend
+    def backend(self) -> str | None:
+        """Return the name of the backend that has the job (the first, if several have it); None if none has it yet."""
+        return self.writes[0].backend if self.writes else None
 
     @property
-    def message_id(self) -> str:
-        """Return the id that this backend gave it."""
-        return self.writes[0].message_id
+    def message_id(self) -> str | None:
+        """Return the id that this backend gave it; None if none has it yet."""
+        return self.writes[0].message_id if self.writes else None
 
     @property
     def deduplicated(self) -> bool:
         """Return whether no backend took a new job, because each already had this one."""
-        return all(write.deduplicated for write in self.writes)
+        return bool(self.writes) and all(write.deduplicated for write in self.writes)

@@ -121,6 +121,8 @@ class Task(Generic[P, R]):
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        session: Any = None,
+        connection: Any = None,
     ) -> Receipt:
         """Enqueue a job with options; see `EnqueueOptions` for their meaning.
 
@@ -146,6 +148,8 @@ class Task(Generic[P, R]):
                 metadata=metadata if metadata is not None else {},
                 idempotency_key=idempotency_key,
                 options=options if options is not None else {},
+                session=session,
+                connection=connection,
             ),
         )
 

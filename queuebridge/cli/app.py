@@ -13,6 +13,7 @@ import click
 from queuebridge.errors import (
     BackendUnavailable,
     ConfigurationError,
+    LedgerUnavailable,
     MissingExtra,
     PublishOutcomeUnknown,
     QueueBridgeError,
@@ -39,17 +40,25 @@ COMMANDS = {
     "dev": "dev",
     "devserver": "devserver",
     "enqueue": "enqueue",
+    "jobs": "jobs",
+    "ledger": "ledger",
     "receiver": "receiver",
+    "reconcile": "reconcile",
+    "report": "report",
+    "rollback": "rollback",
+    "stage": "stage",
+    "status": "status",
     "tasks": "tasks",
     "worker": "worker",
 }
 
 EPILOG = """\b
 Examples:
-  queuebridge demo                             the same jobs through QStash, Celery and RQ
+  queuebridge demo                             real jobs through all stages of a migration
   queuebridge dev                              everything for development in one terminal
   queuebridge worker                           run jobs from Celery or RQ
   queuebridge enqueue mail.send '{"to": "x"}'  enqueue one job
+  queuebridge report                           what became of the jobs, stage by stage
 """
 
 
@@ -83,7 +92,7 @@ def exit_code(error: QueueBridgeError) -> ExitCode:
     """Return the exit status for an error."""
     if isinstance(error, ConfigurationError):
         return ExitCode.CONFIGURATION
-    if isinstance(error, BackendUnavailable | PublishOutcomeUnknown):
+    if isinstance(error, BackendUnavailable | LedgerUnavailable | PublishOutcomeUnknown):
         return ExitCode.UNREACHABLE
     return ExitCode.FAILED
 
@@ -99,8 +108,9 @@ def root(verbose: bool) -> None:
         format=LOG_FORMAT,
     )
     if not verbose:
-        # A line for each request to QStash would bury everything else.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        # A line for each request to QStash, or for each part of Alembic, would bury everything else.
+        for name in ("httpx", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from queuebridge.settings import environment_or
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Check settings, tasks and the connection of the backend in use, a line each."""
+    """Check settings, tasks, and the connections of the backends in use and of the ledger, a line each."""
     checks: list[tuple[str, ExitCode, str]] = []
     bridge = Bridge()
     try:
@@ -30,12 +30,17 @@ def command(as_json: bool) -> None:
         )
     except QueueBridgeError as error:
         checks.append(("tasks", ExitCode.CONFIGURATION, str(error)))
-    try:
-        checks.append((bridge.backend.name, ExitCode.DONE, bridge.backend.ping()))
-    except QueueBridgeError as error:
-        checks.append((bridge.backend.name, ExitCode.UNREACHABLE, str(error)))
-    finally:
-        bridge.close()
+    pings = {backend.name: backend.ping for backend in bridge.backends.values()}
+    if bridge.ledger is not None:
+        pings["ledger"] = bridge.ledger.ping
+    for name, ping in pings.items():
+        try:
+            checks.append((name, ExitCode.DONE, ping()))
+        except ConfigurationError as error:
+            checks.append((name, ExitCode.CONFIGURATION, str(error)))
+        except QueueBridgeError as error:
+            checks.append((name, ExitCode.UNREACHABLE, str(error)))
+    bridge.close()
     if bridge.backend.name == "qstash":
         try:
             problems = load_verifier(bridge.settings, environment_or(None)).problems()

@@ -1,22 +1,27 @@
-"""`queuebridge demo`: the same jobs through every backend, checked against their effects."""
+"""`queuebridge demo`: real jobs through a whole migration, or through every backend, checked against their effects."""
 
 from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from queuebridge.cli.app import ExitCode
+from queuebridge.cli.demo_view import Bars, print_comparison, print_migration
+from queuebridge.demo.comparison import BACKENDS, Comparison, compare_backends
 from queuebridge.demo.files import choose_files
-from queuebridge.demo.run import BACKENDS, DemoResult, run_demo
+from queuebridge.demo.ledgers import LEDGERS
+from queuebridge.demo.migration import LEGACIES, MigrationPlan, migrate
+from queuebridge.demo.outcomes import Migration
 from queuebridge.errors import QueueBridgeError
 from queuebridge.processes import interrupt_on_signals
 from queuebridge.settings import environment_or
@@ -26,109 +31,122 @@ from queuebridge.settings import environment_or
 @click.option("--input", "folder", type=click.Path(path_type=Path), help="Read the files below this folder.")
 @click.option("--limit", default=500, show_default=True, type=click.IntRange(min=1), help="Read so many files at most.")
 @click.option(
-    "--only", "backends", multiple=True, type=click.Choice(BACKENDS), help="Run just this backend; repeatable."
+    "--legacy", type=click.Choice(LEGACIES), default="celery", show_default=True, help="Which backend to migrate from."
+)
+@click.option(
+    "--ledger",
+    type=click.Choice(LEDGERS),
+    help="Where to keep the ledger: a SQLite file, or a Redis. Default: sqlite, if the extra `sql` is installed.",
+)
+@click.option("--chaos", is_flag=True, help="Also kill receiver, worker and server at random moments.")
+@click.option("--seed", type=int, help="Decides the moments of --chaos. Default: a random one, which is shown.")
+@click.option("--backends", "compare", is_flag=True, help="Compare the backends instead: all files through each.")
+@click.option(
+    "--only", "backends", multiple=True, type=click.Choice(BACKENDS), help="With --backends, just this one; repeatable."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no progress.")
 @click.option("--logs", is_flag=True, help="Show the output of servers and workers.")
-def command(folder: Path | None, limit: int, backends: tuple[str, ...], as_json: bool, logs: bool) -> None:
-    """Run real jobs through QStash, Celery and RQ, and count their effects.
+def command(
+    folder: Path | None,
+    limit: int,
+    legacy: str,
+    ledger: str | None,
+    chaos: bool,
+    seed: int | None,
+    compare: bool,
+    backends: tuple[str, ...],
+    as_json: bool,
+    logs: bool,
+) -> None:
+    """Take real jobs through all stages of a migration, and count their effects.
 
     Each job reads one file, by default one of Python's own standard library, computes its SHA-256 and counts its
-    lines and bytes. QStash is the embedded server with signed pushes to a real receiver; Celery and RQ run in real
-    worker processes on REDIS_URL, a redis-server found on the machine, or an embedded one.
+    lines and bytes. The files are divided over the steps: legacy, shadow, dual, live, a rollback to legacy while jobs
+    are being enqueued, live again, rampdown, push. Everything is real: the embedded server keeps its messages in a
+    file and pushes them, signed, to a receiver; a worker of Celery or RQ runs on REDIS_URL, a redis-server found on
+    the machine, or an embedded one; the stages are changed by `queuebridge stage` and `queuebridge rollback`.
 
-    The exit status is 0 exactly if every job took effect once.
+    With --chaos, receiver, worker and server are killed (SIGKILL) again and again. Not the worker in stages legacy and
+    shadow, where only the old backend has the jobs, and not the server in stage push, which refuses jobs without it.
+
+    The exit status is 0 exactly if every accepted job took effect once. The only effects that may be repeated are
+    those whose process was killed after the effect and before it could be settled; they are counted apart.
     """
-    logging.getLogger("queuebridge").setLevel(logging.WARNING)
+    if seed is not None and not chaos:
+        raise click.UsageError("--seed decides the moments of --chaos, which is not given.")
+    compare = compare or bool(backends)
+    if compare and (chaos or ledger is not None):
+        raise click.UsageError("--chaos and --ledger belong to the migration, not to --backends.")
+    if chaos and seed is None:
+        seed = secrets.randbelow(1_000_000)
+    _keep_quiet(all_but_disasters=chaos and not logs)
     interrupt_on_signals()
     files = choose_files(folder, limit)
-    console = Console(stderr=True)
-    recent: deque[str] = deque(maxlen=40)
-
-    def on_line(name: str, line: str) -> None:
-        recent.append(f"{name:>8} | {line}")
-        if logs:
-            click.echo(recent[-1], err=True)
-
-    with tempfile.TemporaryDirectory(prefix="queuebridge-demo-") as work, Bars(console, quiet=as_json or logs) as bars:
-        try:
-            result = run_demo(
-                files,
-                backends=backends or BACKENDS,
-                folder=Path(work).resolve(),
-                environ=environment_or(None),
-                progress=bars,
-                on_line=on_line,
+    log = RecentLines(show=logs)
+    if seed is not None:
+        click.echo(f"The seed is {seed}.", err=True)
+    result: Comparison | Migration
+    with (
+        tempfile.TemporaryDirectory(prefix="queuebridge-demo-") as work,
+        Bars(Console(stderr=True), quiet=as_json or logs) as bars,
+        log.shown_on_error(),
+    ):
+        path, environ = Path(work).resolve(), environment_or(None)
+        if compare:
+            chosen = backends or BACKENDS
+            result = compare_backends(
+                files, backends=chosen, folder=path, environ=environ, progress=bars, on_line=log.add
             )
-        except QueueBridgeError:
-            if not logs:
-                click.echo("\n".join(recent), err=True)
-            raise
+        else:
+            plan = MigrationPlan(files=files, legacy=legacy, ledger=ledger, seed=seed, folder=path, environ=environ)
+            result = migrate(plan, progress=bars, on_line=log.add)
     if as_json:
-        click.echo(json.dumps({"ok": result.ok, "backends": [backend.as_json() for backend in result.backends]}))
+        click.echo(json.dumps(result.as_json()))
+    elif isinstance(result, Comparison):
+        print_comparison(result, len(files))
     else:
-        _print(result, len(files))
-    if not result.ok and not logs:
-        click.echo("The last output of the processes:\n" + "\n".join(recent), err=True)
+        print_migration(result)
+    if not result.ok:
+        log.show("The last output of the processes:")
     sys.exit(ExitCode.DONE if result.ok else ExitCode.FAILED)
 
 
-class Bars:
-    """Progress bars: how many jobs were accepted, and how many took effect."""
+class RecentLines:
+    """The last lines of all processes, for the case that something goes wrong.
 
-    def __init__(self, console: Console, *, quiet: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<16}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=quiet,
-        )
-        self._bars: dict[tuple[str, str], TaskID] = {}
+    Args:
+        show: Show each line at once.
+    """
 
-    def start(self, backend: str, jobs: int) -> None:
-        """Show the bars of a backend."""
-        for what in ("enqueued", "executed"):
-            self._bars[backend, what] = self._progress.add_task(f"{backend} {what}", total=jobs)
+    def __init__(self, *, show: bool) -> None:
+        self._show = show
+        self._lines: deque[str] = deque(maxlen=40)
 
-    def sent(self, backend: str, count: int) -> None:
-        """Move the first bar."""
-        self._progress.update(self._bars[backend, "enqueued"], completed=count)
+    def add(self, name: str, line: str) -> None:
+        """Take a line of a process."""
+        text = f"{name:>8} | {line}"
+        self._lines.append(text)
+        if self._show:
+            click.echo(text, err=True)
 
-    def done(self, backend: str, count: int) -> None:
-        """Move the second bar."""
-        self._progress.update(self._bars[backend, "executed"], completed=count)
+    def show(self, *heading: str) -> None:
+        """Show the last lines, unless they were shown already."""
+        if not self._show:
+            click.echo("\n".join([*heading, *self._lines]), err=True)
 
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    @contextmanager
+    def shown_on_error(self) -> Iterator[None]:
+        """Show the last lines if the block fails."""
+        try:
+            yield
+        except QueueBridgeError:
+            self.show()
+            raise
 
 
-def _print(result: DemoResult, files: int) -> None:
-    table = Table(title=f"{files} files through {', '.join(row.name for row in result.backends)}")
-    table.add_column("backend")
-    for heading in ("jobs", "executed", "lost", "run twice", "jobs/s", "latency p50", "latency p95"):
-        table.add_column(heading, justify="right")
-    for row in result.backends:
-        table.add_row(
-            row.name,
-            str(row.jobs),
-            str(row.executed),
-            f"[red]{row.lost}" if row.lost else "0",
-            f"[red]{row.duplicated}" if row.duplicated else "0",
-            f"{row.throughput_per_s:.0f}",
-            f"{row.latency_p50_ms:.0f} ms",
-            f"{row.latency_p95_ms:.0f} ms",
-        )
-    console = Console()
-    console.print(table)
-    if result.broker is not None:
-        console.print(f"The legacy backends used {result.broker}.")
-    if result.ok:
-        console.print("[green]Every job took effect exactly once.")
-    else:
-        console.print("[red]Not every job took effect exactly once.")
+def _keep_quiet(*, all_but_disasters: bool) -> None:
+    """Let no logs of our own bury the result: there is a line for each job, and with chaos many for each kill."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("queuebridge").setLevel(logging.CRITICAL if all_but_disasters else logging.WARNING)
+    # It warns that there are no stages yet, which is where the demo begins.
+    logging.getLogger("queuebridge.routing").setLevel(logging.ERROR)

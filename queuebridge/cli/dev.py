@@ -9,14 +9,15 @@ from pathlib import Path
 
 import click
 
-from queuebridge.bridge import select_backend
+from queuebridge.assembly import select_backend
 from queuebridge.cli.app import ExitCode
 from queuebridge.errors import ConfigurationError
 from queuebridge.loading import BACKEND_MODULES, import_optional
 from queuebridge.processes import Processes, command_line, interrupt_on_signals, port_is_free
+from queuebridge.routing import RoutingSettings
 from queuebridge.settings import Settings
 
-_COLORS = {"server": "cyan", "receiver": "green", "worker": "yellow"}
+_COLORS = {"server": "cyan", "receiver": "green", "worker": "yellow", "reconcile": "magenta"}
 _READY_SECONDS = 30
 
 
@@ -32,6 +33,9 @@ _READY_SECONDS = 30
 def command(backend: str | None, port: int, server_port: int, db: Path | None) -> None:
     """Start the embedded QStash server, the receiver and, for celery or rq, a worker.
 
+    In a migration (QUEUEBRIDGE_LEGACY) the worker is one of the old backend. Where there is a ledger
+    (QUEUEBRIDGE_LEDGER) and no worker, a process reconciles (see `queuebridge reconcile`).
+
     QUEUEBRIDGE_TASKS names the modules with your tasks. Ctrl-C stops everything.
     """
     protocol = import_optional("queuebridge.backends.qstash.protocol", feature="The embedded server")
@@ -42,14 +46,19 @@ def command(backend: str | None, port: int, server_port: int, db: Path | None) -
     settings = Settings.from_environment()
     if settings.production:
         raise ConfigurationError("`queuebridge dev` is for development; the environment says production.")
-    chosen = backend or settings.backend or _backend_of(settings)
+    legacy = RoutingSettings.from_environment().legacy
+    if legacy is not None and backend is not None:
+        raise ConfigurationError(
+            "QUEUEBRIDGE_LEGACY is set: in a migration the stage says where jobs run, not --backend."
+        )
+    chosen = legacy or backend or settings.backend or _backend_of(settings)
     if chosen not in BACKEND_MODULES or chosen == "inline":
         raise ConfigurationError("QUEUEBRIDGE_BACKEND names no backend that `queuebridge dev` can start.")
     for number, option in ((port, "--port"), (server_port, "--server-port")):
         if not port_is_free(number):
             raise ConfigurationError(f"Port {number} is in use. Choose another one with {option}.")
     variables = {
-        "QUEUEBRIDGE_BACKEND": chosen,
+        **({"QUEUEBRIDGE_BACKEND": chosen} if legacy is None else {}),
         "QSTASH_URL": f"http://127.0.0.1:{server_port}",
         "QSTASH_TOKEN": user.token,
         "QSTASH_CURRENT_SIGNING_KEY": user.current_signing_key,
@@ -64,16 +73,18 @@ def command(backend: str | None, port: int, server_port: int, db: Path | None) -
     with Processes(log.write) as processes:
         try:
             storage = ["--db", str(db.absolute())] if db else ["--memory"]
-            server = processes.start(
-                "server", command_line("devserver", "--port", str(server_port), *storage), env=env
-            )
+            server = processes.start("server", command_line("devserver", "--port", str(server_port), *storage), env=env)
             server.wait_for_url(f"{variables['QSTASH_URL']}/v2/keys", _READY_SECONDS)
             receiver = processes.start("receiver", command_line("receiver", "--port", str(port)), env=env)
             receiver.wait_for_url(f"{variables['QUEUEBRIDGE_PUBLIC_URL']}{settings.prefix}/health", _READY_SECONDS)
             if chosen != "qstash":
                 worker = processes.start("worker", command_line("worker"), env=env)
                 worker.wait_for_line(r"ready\.|Listening on", _READY_SECONDS)
-            _print_environment(variables, chosen, settings)
+            elif settings.ledger_url is not None:
+                # A worker does so itself.
+                processes.start("reconcile", command_line("reconcile", "--loop"), env=env)
+            where = f"on {chosen} and on qstash, as their stages say" if legacy is not None else f"on {chosen}"
+            _print_environment(variables, where, settings)
             ended = processes.wait_for_first_end()
             click.echo(f"The {ended.name} ended with status {ended.process.returncode}; stopping the others.", err=True)
             sys.exit(ExitCode.FAILED)
@@ -96,17 +107,17 @@ class PrefixedLog:
 
     def write(self, name: str, line: str) -> None:
         """Write one line."""
-        prefix = f"{name:>8} |"
+        prefix = f"{name:>9} |"
         if self._color:
             prefix = click.style(prefix, fg=_COLORS.get(name))
         with self._lock:
             click.echo(f"{prefix} {line}", err=True)
 
 
-def _print_environment(variables: dict[str, str], backend: str, settings: Settings) -> None:
+def _print_environment(variables: dict[str, str], where: str, settings: Settings) -> None:
     if not settings.tasks:
         click.echo("QUEUEBRIDGE_TASKS is not set: the receiver knows no tasks.", err=True)
-    click.echo(f"\nReady: jobs run on {backend}. Use this environment in your application:\n", err=True)
+    click.echo(f"\nReady: jobs run {where}. Use this environment in your application:\n", err=True)
     for name, value in variables.items():
         click.echo(f"export {name}='{value}'")
     click.echo("\nCtrl-C stops everything.\n", err=True)

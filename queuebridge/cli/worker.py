@@ -7,6 +7,7 @@ import sys
 import click
 
 from queuebridge.bridge import Bridge
+from queuebridge.cli.reconcile import reconciling
 from queuebridge.errors import ConfigurationError
 from queuebridge.loading import WORKER_MODULES, import_optional
 
@@ -18,13 +19,13 @@ from queuebridge.loading import WORKER_MODULES, import_optional
 @click.option("-c", "--concurrency", type=click.IntRange(min=1), help="Jobs at a time (Celery).")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def command(queues: tuple[str, ...], concurrency: int | None, extra: tuple[str, ...]) -> None:
-    """Run a worker for the backend that the environment selects, celery or rq.
+    """Run a worker for the backend that the environment selects, celery or rq; in a migration, for the old one.
 
     QUEUEBRIDGE_TASKS names the modules with the tasks. Further options, after `--`, go to the worker of the
-    library: `queuebridge worker -- --pool threads`.
+    library: `queuebridge worker -- --pool threads`. With a ledger it also reconciles (see `queuebridge reconcile`).
     """
-    bridge = Bridge()
-    name = bridge.backend.name
+    bridge = Bridge(kind="worker")
+    name = bridge.worker_backend.name
     if name not in WORKER_MODULES:
         raise ConfigurationError(
             f"The backend in use is {name}, which needs no worker"
@@ -34,4 +35,6 @@ def command(queues: tuple[str, ...], concurrency: int | None, extra: tuple[str, 
     if not len(bridge.registry):
         raise ConfigurationError("There is no task to run: name the modules that declare tasks in QUEUEBRIDGE_TASKS.")
     worker = import_optional(WORKER_MODULES[name], feature=f"The {name} worker")
-    sys.exit(worker.run_worker(bridge, queues=queues, concurrency=concurrency, extra=extra))
+    with reconciling(bridge):
+        status = worker.run_worker(bridge, queues=queues, concurrency=concurrency, extra=extra)
+    sys.exit(status)

@@ -50,20 +50,27 @@ def find_broker(
         Bridge("rq", environ={"REDIS_URL": given}).backend.ping()
         yield Broker(url=given, description=f"Redis at {redact(given)} (REDIS_URL)")
         return
+    with own_redis(processes, environ, env, folder) as broker:
+        yield broker
+
+
+@contextlib.contextmanager
+def own_redis(
+    processes: Processes, environ: Mapping[str, str], env: Mapping[str, str], folder: Path
+) -> Iterator[Broker]:
+    """Provide a Redis that nobody else uses for the duration of the block; see `find_broker` for the arguments."""
     port = free_port()
-    url = f"redis://127.0.0.1:{port}/0"
     binary = shutil.which("redis-server", path=environ.get("PATH"))
     if binary is not None:
         options = {"bind": "127.0.0.1", "port": str(port), "save": "", "appendonly": "no", "dir": str(folder)}
-        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        server = processes.start("redis", [binary, *arguments], env=env)
-        server.wait_for_line("Ready to accept connections", _READY_SECONDS)
+        command = [binary, *(part for name, value in options.items() for part in (f"--{name}", value))]
         description = f"{binary}, started for the demo"
     else:
-        server = processes.start("redis", [sys.executable, "-m", "queuebridge.demo.embedded_redis", str(port)], env=env)
-        server.wait_for_line("Ready to accept connections", _READY_SECONDS)
+        command = [sys.executable, "-m", "queuebridge.demo.embedded_redis", str(port)]
         description = "an embedded Redis (fakeredis); no redis-server was found"
+    server = processes.start("redis", command, env=env)
+    server.wait_for_line("Ready to accept connections", _READY_SECONDS)
     try:
-        yield Broker(url=url, description=description)
+        yield Broker(url=f"redis://127.0.0.1:{port}/0", description=description)
     finally:
         processes.stop(server)

@@ -88,12 +88,7 @@ def check_effects(backend: str, sent: Mapping[str, Sent], effects: Sequence[Mapp
     first: dict[str, float] = {}
     for effect in effects:
         job = sent.get(effect["job_id"])
-        if (
-            job is None
-            or effect["backend"] != backend
-            or effect["path"] != str(job.path)
-            or any(effect[key] != value for key, value in expected_measure(job.path).items())
-        ):
+        if job is None or effect["backend"] != backend or not is_true(effect, job.path):
             continue
         first[effect["job_id"]] = min(effect["at"], first.get(effect["job_id"], effect["at"]))
     executed = len(first)
@@ -109,6 +104,11 @@ def check_effects(backend: str, sent: Mapping[str, Sent], effects: Sequence[Mapp
         latency_p50_ms=percentile(latencies, 0.50),
         latency_p95_ms=percentile(latencies, 0.95),
     )
+
+
+def is_true(effect: Mapping[str, Any], path: Path) -> bool:
+    """Return whether an effect says of a file what is so."""
+    return effect["path"] == str(path) and all(effect[key] == value for key, value in expected_measure(path).items())
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:

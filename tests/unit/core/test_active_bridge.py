@@ -150,7 +150,7 @@ def test_making_the_bridge_may_ask_for_the_bridge(monkeypatch: pytest.MonkeyPatc
     inner: list[Bridge] = []
     loading: list[bool] = []
 
-    from queuebridge import bridge as module
+    from queuebridge import assembly as module
 
     load = module.load_backend
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from queuebridge import Bridge, ConfigurationError, TaskRegistry
-from queuebridge.bridge import select_backend
+from queuebridge.assembly import select_backend
 from queuebridge.settings import Settings
 
 TOKEN = {"QSTASH_TOKEN": "t"}

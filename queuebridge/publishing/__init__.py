@@ -1,0 +1,1 @@
+"""How jobs get from an enqueue to the backends."""
