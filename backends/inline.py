@@ -15,9 +15,10 @@ from queuebridge.backend import Backend, Capabilities, Publication
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
 from queuebridge.errors import InvalidOption, QueueBridgeError
+from queuebridge.outcome import Outcome, Status
 from queuebridge.receipt import Write
 from queuebridge.registry import TaskRegistry
-from queuebridge.runner import Outcome, Runner, Status
+from queuebridge.runner import Runner
 from queuebridge.settings import Settings, read_settings
 
 _RUNS_AT_ONCE = "it runs the job at once, in this process. Use another backend to test delays."

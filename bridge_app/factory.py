@@ -64,7 +64,7 @@ def create_blueprint(
     the application uses that: deliveries are authenticated by their signature.
     """
     environ = environment_or(environ)
-    bridge = bridge if bridge is not None else Bridge(environ=environ)
+    bridge = bridge if bridge is not None else Bridge(environ=environ, kind="receiver")
     bridge.load_tasks()
     verifier = verifier if verifier is not None else load_verifier(bridge.settings, environ)
     for problem in verifier.problems():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from flask import Blueprint, Response
 
@@ -11,7 +12,7 @@ from queuebridge.bridge import Bridge
 from queuebridge.delivery import DeliveryVerifier
 from queuebridge.errors import QueueBridgeError
 from queuebridge.failures import redact
-from queuebridge.runner import describe
+from queuebridge.outcome import describe
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,18 @@ class Health:
             "ok": tasks > 0,
             "detail": f"{tasks} registered" if tasks else "No task is registered; set QUEUEBRIDGE_TASKS.",
         }
-        try:
-            checks["backend"] = {"ok": True, "detail": self._bridge.backend.ping()}
-        except QueueBridgeError as error:
-            checks["backend"] = {"ok": False, "detail": str(error)}
-        except Exception as error:
-            logger.exception("The backend's ping failed unexpectedly.")
-            checks["backend"] = {"ok": False, "detail": redact(describe(error))}
+        ledger = self._bridge.ledger
+        if ledger is not None:
+            checks["ledger"] = self._ping(ledger.ping)
+        checks["backend"] = self._ping(self._bridge.backend.ping)
         ready = all(check["ok"] for check in checks.values())
         return reply(200 if ready else 503, {"status": "ready" if ready else "not ready", "checks": checks})
+
+    def _ping(self, ping: Callable[[], str]) -> dict[str, object]:
+        try:
+            return {"ok": True, "detail": ping()}
+        except QueueBridgeError as error:
+            return {"ok": False, "detail": str(error)}
+        except Exception as error:
+            logger.exception("A ping failed unexpectedly.")
+            return {"ok": False, "detail": redact(describe(error))}

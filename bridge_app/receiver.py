@@ -28,9 +28,17 @@ from bridge_app.replies import (
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery, DeliveryVerifier
 from queuebridge.envelope import Envelope
-from queuebridge.errors import MalformedEnvelope, NotAuthentic, UnknownTask, UnsupportedEnvelope
+from queuebridge.errors import (
+    LedgerUnavailable,
+    MalformedEnvelope,
+    NotAuthentic,
+    PublishError,
+    UnknownTask,
+    UnsupportedEnvelope,
+)
 from queuebridge.failures import redact
-from queuebridge.runner import Status, describe
+from queuebridge.ids import new_job_id
+from queuebridge.outcome import Status, describe
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +127,7 @@ class Receiver:
         except UnsupportedEnvelope as error:
             logger.error("%s", error)
             return reply(UNSUPPORTED, {"error": str(error)}, {"Retry-After": "60"})
-        return reply_to(self._bridge.runner.run(envelope, delivery), envelope.job_id)
+        return self._answer(envelope, delivery)
 
     def run_task(self, name: str) -> Response:
         """Take a JSON object as the keyword arguments of a task, from schedules and foreign producers."""
@@ -148,7 +156,7 @@ class Receiver:
             retry=task.retry,
             metadata=task.metadata,
         )
-        return reply_to(self._bridge.runner.run(envelope, delivery), job_id)
+        return self._answer(envelope, delivery)
 
     def failed(self) -> Response:
         """Take the failure callback of a message that QStash gave up, and log it."""
@@ -178,6 +186,11 @@ class Receiver:
             failure.dlq_id or "-",
             extra={"event": "transport_failed", "message_id": failure.message_id, "dlq_id": failure.dlq_id},
         )
+        if failure.envelope is not None:
+            try:
+                self._bridge.redeliver(failure.envelope)
+            except LedgerUnavailable as error:
+                return reply(503, {"error": str(error)}, {"Retry-After": "30"})
         if self._on_failed is not None:
             try:
                 self._on_failed(failure)
@@ -185,6 +198,23 @@ class Receiver:
                 logger.exception("The on_failed hook failed; QStash will call again.")
                 return reply(500, {"error": f"The on_failed hook failed: {redact(describe(error))}"})
         return reply(200, {"status": "recorded"})
+
+    def _answer(self, envelope: Envelope, delivery: Delivery) -> Response:
+        """Run a delivery, or put it off, and say so."""
+        parking = self._bridge.parking
+        try:
+            if parking is not None and parking.is_early(envelope):
+                parking.hop(envelope)
+                return reply(200, {"status": "hopped", "job_id": envelope.job_id})
+            outcome = self._bridge.runner.run(envelope, delivery)
+            if parking is None or outcome.status is not Status.BUSY or outcome.epoch is None:
+                return reply_to(outcome, envelope.job_id)
+            # Acknowledged only once it is published anew: each refusal would use up one of the transport's retries.
+            parking.park(envelope, delay_seconds=outcome.retry_delay_seconds or 0.0, number=outcome.epoch)
+            return reply(200, {"status": "parked", "job_id": envelope.job_id})
+        except PublishError as error:
+            logger.error("A delivery of job %s could not be put off: %s", envelope.job_id, error)
+            return reply(503, {"status": "busy", "job_id": envelope.job_id, "error": str(error)}, {"Retry-After": "10"})
 
     def _verify(self, body: bytes) -> Delivery:
         # Werkzeug's headers are looked up like a mapping, in any case of letters, but are not called one.
@@ -205,7 +235,8 @@ def _path_as_received(received: Request) -> str:
 def _portable_id(message_id: str) -> str:
     """Return a job id for a message; its header is not signed, so that it may be anything."""
     portable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in message_id[:200])
-    return portable or "unknown"
+    # Without an id no two calls can be told to be the same one.
+    return portable or new_job_id()
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 from flask import Response
 
 from queuebridge.failures import redact
+from queuebridge.outcome import Outcome, Status
 from queuebridge.retry import MAX_DELAY_SECONDS
-from queuebridge.runner import Outcome, Status
 
 NOT_AUTHENTIC = 401
 UNSUPPORTED = 503
@@ -32,6 +32,11 @@ STATUS_CODES: Mapping[Status, int] = MappingProxyType(
         Status.INVALID_ARGUMENTS: NON_RETRYABLE,
         # A newer deployment may know it, so QStash shall try again.
         Status.UNKNOWN_TASK: 404,
+        Status.DUPLICATE: 200,
+        Status.SHADOWED: 200,
+        # Never 200 unless it was parked: if the other execution dies, somebody has to come again.
+        Status.BUSY: 503,
+        Status.DEFERRED: 503,
     }
 )
 

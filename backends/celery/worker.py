@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import celery
 from celery.exceptions import Ignore, Reject, Retry
@@ -13,10 +13,12 @@ from queuebridge.backends.celery.backend import CeleryBackend, longest_delay
 from queuebridge.backends.celery.message import HEADER, decode_message, encode_header, own_headers
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery
+from queuebridge.envelope import Envelope
 from queuebridge.errors import ConfigurationError, UnsupportedEnvelope
 from queuebridge.ids import new_dispatch_id
+from queuebridge.outcome import Outcome, Status
 from queuebridge.registry import AnyTask, TaskRegistry
-from queuebridge.runner import Runner, Status
+from queuebridge.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 _NEWER_DEPLOYMENT_SECONDS = 60.0
 # A message that waits in a worker for as long as the visibility timeout is given to another one too.
 _OF_VISIBILITY_TIMEOUT = 0.9
+# What comes again later, as a message of its own, although nothing was tried.
+_PUT_OFF = (Status.BUSY, Status.DEFERRED)
 
 
 def register_tasks(app: celery.Celery, registry: TaskRegistry, runner: Runner) -> None:
@@ -49,9 +53,9 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
     Returns:
         The exit status.
     """
-    if not isinstance(bridge.backend, CeleryBackend):
-        raise ConfigurationError(f"The backend in use is {bridge.backend.name}, which has no Celery worker.")
-    app = bridge.backend.app
+    if not isinstance(bridge.worker_backend, CeleryBackend):
+        raise ConfigurationError(f"The backend in use is {bridge.worker_backend.name}, which has no Celery worker.")
+    app = bridge.worker_backend.app
     register_tasks(app, bridge.registry, bridge.runner)
     default = app.conf.task_default_queue
     named = {task.queue for task in bridge.registry if task.queue} - {bridge.settings.default_queue}
@@ -74,6 +78,8 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
 
 
 def _register(app: celery.Celery, name: str, task: AnyTask, runner: Runner) -> None:
+    claimed = runner.claims is not None
+
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = self.request
         delivery_info = request.delivery_info or {}
@@ -89,7 +95,7 @@ def _register(app: celery.Celery, name: str, task: AnyTask, runner: Runner) -> N
             )
         except UnsupportedEnvelope as error:
             unread = {**own_headers(headers), HEADER: headers[HEADER]}
-            _retry(self, error, _NEWER_DEPLOYMENT_SECONDS, unread)
+            raise _publish_again(self, error, _NEWER_DEPLOYMENT_SECONDS, unread) from error
         outcome = runner.run(
             envelope,
             Delivery(
@@ -100,11 +106,14 @@ def _register(app: celery.Celery, name: str, task: AnyTask, runner: Runner) -> N
         )
         if outcome.status is Status.DONE:
             return outcome.result
-        if outcome.status is Status.RETRY:
-            # The retry is a new dispatch: under the old id it would be taken for a copy of this one.
-            again = envelope.model_copy(update={"dispatch_id": new_dispatch_id(), "epoch": 0})
-            _retry(self, outcome.error, outcome.retry_delay_seconds, {**envelope.headers, HEADER: encode_header(again)})
-        if outcome.status is Status.EXPIRED:
+        if outcome.status is Status.RETRY or outcome.status in _PUT_OFF:
+            again = _publish_again(
+                self, outcome.error, outcome.retry_delay_seconds, _headers_again(envelope, outcome, claimed)
+            )
+            # Of what was put off Celery must not note a retry: the state is that of the execution under way.
+            raise again if outcome.status is Status.RETRY else Ignore(outcome.reason)
+        if outcome.status in (Status.EXPIRED, Status.DUPLICATE, Status.SHADOWED):
+            # Acknowledged, and no state or result of the task is touched.
             raise Ignore(outcome.reason)
         raise outcome.error or RuntimeError(outcome.status.value)
 
@@ -120,7 +129,15 @@ def _register(app: celery.Celery, name: str, task: AnyTask, runner: Runner) -> N
     )(run)
 
 
-def _retry(celery_task: Any, error: Exception | None, delay: float | None, headers: dict[str, str]) -> NoReturn:
+def _headers_again(envelope: Envelope, outcome: Outcome, claimed: bool) -> dict[str, str]:
+    if outcome.status is Status.RETRY and not claimed:
+        # Without a ledger a retry is a new dispatch. With one, the ledger has released this one for its next attempt.
+        envelope = envelope.model_copy(update={"dispatch_id": new_dispatch_id(), "epoch": 0})
+    return {**envelope.headers, HEADER: encode_header(envelope)}
+
+
+def _publish_again(celery_task: Any, error: Exception | None, delay: float | None, headers: dict[str, str]) -> Retry:
+    """Publish the message anew, to come after a delay, and return what tells Celery of a retry when it is raised."""
     longest = longest_delay(celery_task.app)
     if delay is not None and longest is not None and delay > longest * _OF_VISIBILITY_TIMEOUT:
         logger.warning(
@@ -132,9 +149,8 @@ def _retry(celery_task: Any, error: Exception | None, delay: float | None, heade
         )
         delay = longest * _OF_VISIBILITY_TIMEOUT
     try:
-        raise celery_task.retry(exc=error, countdown=delay, headers=headers)
-    except Retry:
-        raise
+        again: Retry = celery_task.retry(exc=error, countdown=delay, headers=headers, throw=False)
     except Reject as rejected:
         # Celery drops the message when the retry could not be published; giving it back keeps the job.
         raise Reject(str(rejected), requeue=True) from rejected
+    return again

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from queuebridge.errors import (
     PublishRejected,
 )
 from queuebridge.failures import ping_failure, redact
+from queuebridge.parking import HOP_TOLERANCE_SECONDS
 from queuebridge.receipt import Write
 from queuebridge.registry import TaskRegistry
 from queuebridge.retry import RetryPolicy
@@ -54,7 +56,9 @@ class QStashBackend(Backend):
         failure_callback: The address that QStash calls for a message that it gives up.
         publish_timeout_seconds: How long one enqueue may take in all.
         max_bytes: The largest body.
-        max_delay_seconds: The longest delay.
+        max_delay_seconds: The longest delay of one message; a longer one is made in hops.
+        reach_retries: How often QStash tries to reach the receiver again, where the ledger counts the attempts.
+        clock: The time in Unix seconds.
 
     Raises:
         ConfigurationError: The token cannot be one.
@@ -78,6 +82,8 @@ class QStashBackend(Backend):
         publish_timeout_seconds: float = 5.0,
         max_bytes: int = 1_000_000,
         max_delay_seconds: float = 7 * 86_400.0,
+        reach_retries: int = 5,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if not token.isascii() or not token.isprintable() or " " in token:
             # An HTTP library would show the whole token in its own error.
@@ -92,6 +98,8 @@ class QStashBackend(Backend):
         self._timeout = publish_timeout_seconds
         self._max_bytes = max_bytes
         self._max_delay = max_delay_seconds
+        self._reach_retries = reach_retries
+        self._clock = clock
         self._http: QStashHttp | None = None
         self._owner = 0
         self._lock = threading.Lock()
@@ -108,22 +116,12 @@ class QStashBackend(Backend):
                 f"QUEUEBRIDGE_PUBLIC_URL: write {self._destination!r} in ASCII, the host as xn--... and the path "
                 "percent-encoded."
             )
-        envelope = publication.envelope
         if len(publication.body) > self._max_bytes:
             raise PayloadTooLarge(self.name, len(publication.body), self._max_bytes)
-        if envelope.not_before_ms is not None:
-            delay = (envelope.not_before_ms - envelope.enqueued_at_ms) / 1000
-            if delay > self._max_delay:
-                raise OptionNotSupported(
-                    self.name,
-                    "countdown/eta",
-                    f"a delay of {delay:.0f} s is longer than {self._max_delay:.0f} s. If your plan allows more, set "
-                    "QUEUEBRIDGE_QSTASH_MAX_DELAY_SECONDS.",
-                )
         options = _options(publication)
         if options is not None and options.queue is not None:
             for option, used in (
-                ("countdown/eta", envelope.not_before_ms is not None),
+                ("countdown/eta", publication.deliver_at_ms is not None),
                 ("flow_control", options.flow_control is not None),
             ):
                 if used:
@@ -269,7 +267,7 @@ class QStashBackend(Backend):
             "url": self._destination,
             "body": publication.body,
             "content_type": "application/json",
-            "retries": envelope.retry.retries,
+            "retries": self._retries(publication),
             "retry_delay": _retry_delay_expression(envelope.retry),
             "deduplication_id": envelope.deduplication_id,
             "label": _label(envelope.task, envelope.queue),
@@ -277,14 +275,33 @@ class QStashBackend(Backend):
         }
         if envelope.timeout_seconds is not None:
             arguments["timeout"] = math.ceil(envelope.timeout_seconds) + _ANSWER_SECONDS
-        if envelope.not_before_ms is not None:
+        if publication.delay_seconds is not None:
+            arguments["delay"] = f"{max(1, math.ceil(min(publication.delay_seconds, self._max_delay)))}s"
+        elif publication.deliver_at_ms is not None:
             # Whole seconds, rounded up: a job must not start before its time.
-            arguments["not_before"] = math.ceil(envelope.not_before_ms / 1000)
+            arguments["not_before"] = math.ceil(self._next_hop(publication))
         options = _options(publication)
         if options is not None:
             # The names are those of the SDK.
             arguments.update(options.model_dump(exclude_none=True))
         return arguments
+
+    def _retries(self, publication: Publication) -> int:
+        wanted = publication.envelope.retry.retries
+        # Counted by claims, attempts are no business of the transport: its retries are for reaching the receiver.
+        return max(wanted, self._reach_retries) if publication.counted_by_ledger else wanted
+
+    def _next_hop(self, publication: Publication) -> float:
+        """Return when to have a message delivered, in Unix seconds: at its time, or on the way there."""
+        deliver_at = (publication.deliver_at_ms or 0) / 1000
+        now = max(self._clock(), publication.envelope.enqueued_at_ms / 1000)
+        delay = deliver_at - now
+        if delay <= self._max_delay:
+            return deliver_at
+        if delay < self._max_delay + 2 * HOP_TOLERANCE_SECONDS:
+            # The rest must be longer than what clocks differ by, or the receiver would not see that it is early.
+            return now + delay / 2
+        return now + self._max_delay
 
 
 def _write(publication: Publication, answer: Mapping[str, Any]) -> Write:
@@ -369,4 +386,5 @@ def create_backend(
         publish_timeout_seconds=chosen.publish_timeout_seconds,
         max_bytes=chosen.max_bytes,
         max_delay_seconds=chosen.max_delay_seconds,
+        reach_retries=chosen.reach_retries,
     )

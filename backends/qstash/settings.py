@@ -19,7 +19,9 @@ class PublishSettings(BaseModel):
         failure_callback: Whether QStash shall call the receiver's `failed` endpoint for a message that it
             gives up.
         max_bytes: The largest body to send; 1 MB is the limit of the smallest plan.
-        max_delay_seconds: The longest delay; seven days is the limit of the smallest plan.
+        max_delay_seconds: The longest delay of one message; seven days is the limit of the smallest plan. Longer
+            delays are made in hops.
+        reach_retries: How often QStash tries to reach the receiver again, where a ledger counts the attempts of a job.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True, extra="ignore", hide_input_in_errors=True)
@@ -31,9 +33,10 @@ class PublishSettings(BaseModel):
     )
     failure_callback: bool = Field(True, validation_alias="QUEUEBRIDGE_QSTASH_FAILURE_CALLBACK")
     max_bytes: Annotated[int, Field(gt=0)] = Field(1_000_000, validation_alias="QUEUEBRIDGE_QSTASH_MAX_BYTES")
-    max_delay_seconds: Annotated[float, Field(gt=0)] = Field(
+    max_delay_seconds: Annotated[float, Field(ge=300)] = Field(
         7 * 86_400.0, validation_alias="QUEUEBRIDGE_QSTASH_MAX_DELAY_SECONDS"
     )
+    reach_retries: Annotated[int, Field(ge=0, le=1000)] = Field(5, validation_alias="QUEUEBRIDGE_QSTASH_RETRIES")
 
     @property
     def uses_embedded_server(self) -> bool:

@@ -40,6 +40,8 @@ RUN_FUNCTION = "queuebridge.backends.rq.job.run"
 _NO_LIMIT = -1
 # The runner stops a body at its timeout; RQ only has to end what that could not stop.
 _KILL_AFTER_SECONDS = 10
+# Where the ledger counts the attempts, RQ's own retries only have to bring a job of a dead worker again.
+_REACH_RETRIES = 5
 # RQ knows the parameter from version 2.7 on.
 _HAS_UNIQUE = "unique" in inspect.signature(rq.Queue.enqueue_call).parameters
 
@@ -116,7 +118,8 @@ class RQBackend(Backend):
         envelope = publication.envelope
         queue = self._queue(envelope.queue)
         arguments = self._arguments(publication)
-        if envelope.idempotency_key is not None:
+        # A wanted republication is no second enqueue under the key, although RQ still has the job of the first.
+        if envelope.idempotency_key is not None and not envelope.epoch:
             arguments["unique"] = True
         try:
             if envelope.not_before_ms is None and envelope.idempotency_key is None:
@@ -202,7 +205,7 @@ class RQBackend(Backend):
             "job_id": envelope.job_id,
             "description": options.description or envelope.task,
             "timeout": _NO_LIMIT if limit is None else math.ceil(limit) + _KILL_AFTER_SECONDS,
-            "retry": _retry(envelope.retry),
+            "retry": _retry(envelope.retry, at_least=_REACH_RETRIES if publication.counted_by_ledger else 0),
             "result_ttl": options.result_ttl if options.result_ttl is not None else self._result_ttl,
             "failure_ttl": options.failure_ttl,
             "ttl": options.ttl,
@@ -273,13 +276,14 @@ def retry_interval(seconds: float) -> int:
 
 
 @lru_cache(maxsize=256)
-def _retry(policy: RetryPolicy) -> rq.Retry | None:
+def _retry(policy: RetryPolicy, *, at_least: int) -> rq.Retry | None:
     """Return the policy for RQ. It decides only after the death of a worker; else the job itself says when."""
-    if not policy.retries:
+    retries = max(policy.retries, at_least)
+    if not retries:
         return None
     return rq.Retry(
-        max=policy.retries,
-        interval=[retry_interval(policy.delay_before_retry(retry + 1)) for retry in range(policy.retries)],
+        max=retries,
+        interval=[retry_interval(policy.delay_before_retry(retry + 1)) for retry in range(retries)],
     )
 
 

@@ -11,9 +11,12 @@ from queuebridge.bridge import get_bridge
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
 from queuebridge.errors import EnvelopeError, QueueBridgeError
-from queuebridge.runner import Status
+from queuebridge.outcome import Status
 
 _RETRYABLE = (Status.RETRY, Status.UNKNOWN_TASK)
+# Nothing was tried, so that no attempt may be used up.
+_PUT_OFF = (Status.BUSY, Status.DEFERRED)
+_ACKNOWLEDGED = (Status.EXPIRED, Status.DUPLICATE, Status.SHADOWED)
 
 
 def run(body: str) -> Any:
@@ -39,14 +42,19 @@ def run(body: str) -> Any:
         Delivery(
             backend="rq",
             message_id=job.id,
-            attempt=envelope.retry.retries - (job.retries_left or 0) + 1,
+            # Where the ledger counts the attempts, RQ has more retries than the policy.
+            attempt=max(envelope.retry.retries - (job.retries_left or 0), 0) + 1,
         ),
     )
     if outcome.status is Status.DONE:
         return outcome.result
-    if outcome.status is Status.EXPIRED:
-        return outcome.status.value
-    if outcome.status not in _RETRYABLE:
+    if outcome.status in _ACKNOWLEDGED:
+        # RQ takes what is returned for the job's result; that of the execution that counts must stay.
+        return job.return_value() if outcome.status is Status.DUPLICATE else outcome.status.value
+    if outcome.status in _PUT_OFF or (outcome.status is Status.RETRY and bridge.runner.claims is not None):
+        # With a ledger the attempts are counted there.
+        job.retries_left = max(job.retries_left or 0, 1) + (outcome.status in _PUT_OFF)
+    if outcome.status not in (*_RETRYABLE, *_PUT_OFF):
         job.retries_left = 0
     elif outcome.retry_delay_seconds is not None:
         job.retry_intervals = [retry_interval(outcome.retry_delay_seconds)]

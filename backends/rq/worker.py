@@ -13,6 +13,11 @@ from queuebridge.backends.rq.backend import RQBackend
 from queuebridge.bridge import Bridge, set_bridge
 from queuebridge.errors import ConfigurationError
 
+# How often a worker looks for jobs whose worker died; by default RQ does every ten minutes. It looks only between two
+# waits for a job, and waits somewhat shorter than its time to live.
+_MAINTENANCE_SECONDS = 60
+_RQ_DEQUEUES_SOONER_SECONDS = 15
+
 
 def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None, extra: Sequence[str] = ()) -> int:
     """Run an RQ worker with a scheduler in this process until it is stopped.
@@ -31,22 +36,24 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
         ConfigurationError: An option cannot be honoured.
         PublishError: Redis cannot be reached, or does not accept us.
     """
-    if not isinstance(bridge.backend, RQBackend):
-        raise ConfigurationError(f"The backend in use is {bridge.backend.name}, which has no RQ worker.")
+    if not isinstance(bridge.worker_backend, RQBackend):
+        raise ConfigurationError(f"The backend in use is {bridge.worker_backend.name}, which has no RQ worker.")
     if concurrency not in (None, 1):
         raise ConfigurationError("An RQ worker runs one job at a time. Start several workers instead of --concurrency.")
     unknown = [option for option in extra if option != "--burst"]
     if unknown:
         raise ConfigurationError(f"The RQ worker has no option {unknown[0]!r}; there is --burst.")
     # RQ's own start would end in a traceback.
-    bridge.backend.ping()
+    bridge.worker_backend.ping()
     # Jobs are run by `queuebridge.backends.rq.job.run`, which finds the tasks through the process's bridge.
     set_bridge(bridge)
     named = {task.queue for task in bridge.registry if task.queue} - {bridge.settings.default_queue}
     worker = rq.Worker(
         list(queues) or [bridge.settings.default_queue, *sorted(named)],
-        connection=worker_connection(bridge.backend.url),
+        connection=worker_connection(bridge.worker_backend.url),
         serializer=JSONSerializer,
+        maintenance_interval=_MAINTENANCE_SECONDS,
+        worker_ttl=_MAINTENANCE_SECONDS + _RQ_DEQUEUES_SOONER_SECONDS,
     )
     worker.work(with_scheduler=True, burst="--burst" in extra)
     return 0

@@ -47,9 +47,7 @@ class Destination:
     hold: threading.Event = field(default_factory=threading.Event)
     base_url: str = ""
 
-    def answer(
-        self, path: str, *statuses: int, headers: dict[str, str] | None = None, body: bytes = b""
-    ) -> str:
+    def answer(self, path: str, *statuses: int, headers: dict[str, str] | None = None, body: bytes = b"") -> str:
         """Answer the next requests to a path with these statuses, later ones with 200; return its URL."""
         self.answers[path] = [(status, headers or {}, body) for status in statuses]
         return self.base_url + path
@@ -255,9 +253,7 @@ def test_non_retryable_answer_is_a_dead_letter_that_can_be_retried(
     assert client.dlq.list(filter={"label": "dead-1"}).messages == []
 
 
-def test_dead_letters_are_deleted_by_the_sdk(
-    client: QStash, http: httpx.Client, destination: Destination
-) -> None:
+def test_dead_letters_are_deleted_by_the_sdk(client: QStash, http: httpx.Client, destination: Destination) -> None:
     url = destination.answer("/x", 500, 500, 500)
     ids = [client.message.publish(url=url, retries=0, label="dead-2").message_id for _ in range(3)]  # type: ignore[union-attr]
     for message_id in ids:
@@ -273,9 +269,7 @@ def test_dead_letters_are_deleted_by_the_sdk(
     assert http.request("DELETE", "/v2/dlq", json={"dlqIds": []}).json() == {"deleted": 0}
 
 
-def test_dead_letters_are_paged_by_cursor(
-    client: QStash, http: httpx.Client, destination: Destination
-) -> None:
+def test_dead_letters_are_paged_by_cursor(client: QStash, http: httpx.Client, destination: Destination) -> None:
     url = destination.answer("/x", *[500] * 5)
     for _ in range(5):
         published: Any = client.message.publish(url=url, retries=0, label="dead-3")
@@ -297,9 +291,7 @@ def test_dead_letters_are_paged_by_cursor(
 def test_unreachable_destination_is_an_error_without_a_status(
     client: QStash, http: httpx.Client, free_port: Callable[[], int]
 ) -> None:
-    published: Any = client.message.publish(
-        url=f"http://127.0.0.1:{free_port()}/x", retries=0, label="dead-4"
-    )
+    published: Any = client.message.publish(url=f"http://127.0.0.1:{free_port()}/x", retries=0, label="dead-4")
     wait_for_state(http, published.message_id, "FAILED")
 
     (letter,) = client.dlq.list(filter={"label": "dead-4"}).messages
@@ -307,16 +299,12 @@ def test_unreachable_destination_is_an_error_without_a_status(
     assert letter.response_status == 0
 
 
-def test_attempt_is_abandoned_after_its_timeout(
-    client: QStash, http: httpx.Client, destination: Destination
-) -> None:
+def test_attempt_is_abandoned_after_its_timeout(client: QStash, http: httpx.Client, destination: Destination) -> None:
     published: Any = client.message.publish(url=f"{destination.base_url}/held", timeout=1, retries=0)
 
     wait_for_state(http, published.message_id, "FAILED")
 
-    (error,) = http.get("/v2/events", params={"messageId": published.message_id, "state": "ERROR"}).json()[
-        "events"
-    ]
+    (error,) = http.get("/v2/events", params={"messageId": published.message_id, "state": "ERROR"}).json()["events"]
     assert error["error"] == "no answer within 1 s"
 
 
@@ -337,15 +325,11 @@ def test_callbacks_are_signed_messages_of_their_own(client: QStash, destination:
     assert (arrival.headers["x-secret"], arrival.headers["content-type"]) == ("s", "application/json")
     assert arrival.headers["upstash-message-id"] != published.message_id
     receiver = Receiver(current_signing_key=USER.current_signing_key, next_signing_key=USER.next_signing_key)
-    receiver.verify(
-        signature=arrival.headers["upstash-signature"], body=arrival.body.decode(), url=callback_url
-    )
+    receiver.verify(signature=arrival.headers["upstash-signature"], body=arrival.body.decode(), url=callback_url)
 
 
 def test_failure_callback_names_the_dead_letter(client: QStash, destination: Destination) -> None:
-    client.message.publish(
-        url=destination.answer("/x", 500), retries=0, failure_callback=destination.answer("/failed")
-    )
+    client.message.publish(url=destination.answer("/x", 500), retries=0, failure_callback=destination.answer("/failed"))
 
     arrival = destination.wait_for(2)[1]
 
@@ -397,9 +381,7 @@ def test_queue_delivers_in_order_and_one_at_a_time(client: QStash, destination: 
     assert "fifo" in [found.name for found in client.queue.list()]
 
 
-def test_flow_control_bounds_parallel_deliveries(
-    client: QStash, http: httpx.Client, destination: Destination
-) -> None:
+def test_flow_control_bounds_parallel_deliveries(client: QStash, http: httpx.Client, destination: Destination) -> None:
     key = {"key": "flow-1", "parallelism": 1}
     held: Any = client.message.publish(url=f"{destination.base_url}/held", flow_control=key)  # type: ignore[arg-type]
     waiting: Any = client.message.publish(url=f"{destination.base_url}/x", flow_control=key)  # type: ignore[arg-type]
@@ -433,17 +415,13 @@ def test_batch_takes_each_item_on_its_own(http: httpx.Client, destination: Desti
 
 
 def test_sdk_batch_is_understood(client: QStash, destination: Destination) -> None:
-    results = client.message.batch_json(
-        [{"url": f"{destination.base_url}/x", "body": {"n": n}} for n in range(3)]
-    )
+    results = client.message.batch_json([{"url": f"{destination.base_url}/x", "body": {"n": n}} for n in range(3)])
 
     ids = {arrival.headers["upstash-message-id"] for arrival in destination.wait_for(3)}
     assert ids == {result.message_id for result in results}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "body", [b"{}", b"[1]", b'[{"body": "x"}]', b"no json", b'[{"destination": "x", "body": 1}]']
-)
+@pytest.mark.parametrize("body", [b"{}", b"[1]", b'[{"body": "x"}]', b"no json", b'[{"destination": "x", "body": 1}]'])
 def test_batch_that_is_no_array_of_objects_is_refused_whole(http: httpx.Client, body: bytes) -> None:
     answer = http.post("/v2/batch", content=body)
 
@@ -469,9 +447,7 @@ def test_messages_are_cancelled_by_id_by_list_and_by_filter(client: QStash, http
     assert http.delete(f"/v2/messages/{four}").status_code == 404
 
 
-def test_all_messages_of_one_user_are_cancelled_and_no_other_s(
-    base_url: str, sdk: Callable[..., QStash]
-) -> None:
+def test_all_messages_of_one_user_are_cancelled_and_no_other_s(base_url: str, sdk: Callable[..., QStash]) -> None:
     mine, theirs = (sdk(base_url, user.token) for user in DEV_USERS[2:4])
     for client in (mine, mine, theirs):
         client.message.publish(url="http://127.0.0.1:1/all", delay="1h")

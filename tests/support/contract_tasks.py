@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def note(tag: str, event: str, **more: Any) -> None:
         "message_id": job.message_id,
         "backend": job.backend,
         "attempt": job.attempt,
+        "fence": job.fence,
         "max_attempts": job.max_attempts,
         "queue": job.queue,
         "metadata": dict(job.metadata),
@@ -124,6 +126,12 @@ def hold(tag: str, gate: str) -> None:
     note(tag, "finished")
 
 
+def die(tag: str) -> None:
+    """Kill the process that runs it."""
+    note(tag, "run")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 # A job that waits is retried at its time, in a contract test as anywhere: short, and whole seconds for RQ.
 BACKOFF = [1]
 
@@ -137,6 +145,7 @@ def declare(registry: TaskRegistry) -> None:
         (fail, {"retries": 2}),
         (slow, {"timeout": 0.6, "retries": 0}),
         (hold, {"retries": 3}),
+        (die, {"retries": 1}),
     ]
     for function, options in declarations:
         name = f"contract.{function.__name__}"

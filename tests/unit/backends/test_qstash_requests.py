@@ -25,7 +25,9 @@ from queuebridge import (
     TaskRegistry,
     task,
 )
+from queuebridge.backend import Publication
 from queuebridge.backends.qstash.backend import QStashBackend
+from queuebridge.envelope import Envelope
 from queuebridge.errors import PayloadTooLarge
 
 TOKEN = "test-token"
@@ -194,6 +196,15 @@ def test_delay_is_an_absolute_time_that_is_never_early(
     assert "Upstash-Delay" not in only(server).headers
 
 
+def test_delay_by_the_transports_own_clock_is_sent_as_one(bridge: Bridge, server: RecordingQStash) -> None:
+    envelope = Envelope(job_id="j", dispatch_id="d", task="t", queue="q", enqueued_at_ms=0, not_before_ms=1)
+
+    bridge.backend.publish(Publication(envelope=envelope, delay_seconds=20.5))
+
+    assert only(server).headers["Upstash-Delay"] == "21s"
+    assert "Upstash-Not-Before" not in only(server).headers
+
+
 def test_timeout_of_the_task_leaves_time_for_the_answer(bridge: Bridge, server: RecordingQStash) -> None:
     bridge.enqueue(odd)
 
@@ -347,7 +358,6 @@ def test_same_key_is_the_same_deduplication_id(bridge: Bridge, server: Recording
 
 REFUSED: dict[str, tuple[EnqueueOptions, type[Exception], str]] = {
     "priority": (EnqueueOptions(priority=1), OptionNotSupported, "priorit"),
-    "delay beyond the plan": (EnqueueOptions(countdown=timedelta(days=400)), OptionNotSupported, "MAX_DELAY"),
     "delay on a FIFO queue": (
         EnqueueOptions(countdown=5, options={"qstash": {"queue": "q"}}),
         OptionNotSupported,

@@ -15,8 +15,8 @@ from bridge_app import FailedDelivery, create_app
 from bridge_app.replies import STATUS_CODES, retry_after
 from queuebridge import BackendUnavailable, Bridge, PermanentFailure, RetryLater, TaskRegistry, task
 from queuebridge.backend import Backend, Capabilities, Publication
+from queuebridge.outcome import Status
 from queuebridge.receipt import Write
-from queuebridge.runner import Status
 
 NON_RETRYABLE = "Upstash-NonRetryable-Error"
 
@@ -293,22 +293,31 @@ def test_alias_of_a_renamed_task_is_understood() -> None:
     assert call(receiver, b"{}", name="old").get_json()["result"] == "ran"
 
 
-@pytest.mark.parametrize(
-    ("message_id", "job_id"),
-    [("msg_2", "msg_2"), ("a:b c", "a_b_c"), ("é", "__"), ("x" * 500, "x" * 200), ("", "unknown")],
-    ids=["plain", "other characters", "non-ASCII", "too long", "empty"],
-)
-def test_message_id_stands_for_the_job(message_id: str, job_id: str) -> None:
-    receiver = ReceiverUnderTest()
+def plain_call(receiver: ReceiverUnderTest, message_id: str) -> Any:
     body = b"{}"
     path = "/queuebridge/tasks/record"
     token = sign(claims_for(body, url=PUBLIC_URL + path))
+    headers = {"Upstash-Signature": token, "Upstash-Message-Id": message_id.encode().decode("latin-1")}
+    return receiver.client.post(path, data=body, headers=headers)
 
-    answer = receiver.client.post(
-        path,
-        data=body,
-        headers={"Upstash-Signature": token, "Upstash-Message-Id": message_id.encode().decode("latin-1")},
-    )
+
+def test_calls_without_a_message_id_are_jobs_of_their_own() -> None:
+    receiver = ReceiverUnderTest()
+
+    first, second = plain_call(receiver, ""), plain_call(receiver, "")
+
+    assert first.get_json()["job_id"] != second.get_json()["job_id"]
+
+
+@pytest.mark.parametrize(
+    ("message_id", "job_id"),
+    [("msg_2", "msg_2"), ("a:b c", "a_b_c"), ("é", "__"), ("x" * 500, "x" * 200)],
+    ids=["plain", "other characters", "non-ASCII", "too long"],
+)
+def test_message_id_stands_for_the_job(message_id: str, job_id: str) -> None:
+    receiver = ReceiverUnderTest()
+
+    answer = plain_call(receiver, message_id)
 
     assert answer.status_code == 200
     assert [call["job_id"] for call in receiver.calls] == [job_id]

@@ -56,9 +56,7 @@ def test_every_token_has_an_id_of_its_own() -> None:
 def test_sdk_receiver_accepts_the_token() -> None:
     receiver = Receiver(current_signing_key=KEY, next_signing_key=DEFAULT_DEV_USER.next_signing_key)
 
-    receiver.verify(
-        signature=sign(KEY, url=URL, body="grüße".encode(), now=time.time()), body="grüße", url=URL
-    )
+    receiver.verify(signature=sign(KEY, url=URL, body="grüße".encode(), now=time.time()), body="grüße", url=URL)
 
 
 def test_sdk_receiver_refuses_another_body() -> None:

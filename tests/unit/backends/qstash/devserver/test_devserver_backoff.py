@@ -30,9 +30,7 @@ def test_default_backoff_of_a_thousandth_retry_is_a_day() -> None:
         ((), None),
     ],
 )
-def test_first_readable_header_of_the_family_decides(
-    headers: tuple[tuple[str, str], ...], wait: float | None
-) -> None:
+def test_first_readable_header_of_the_family_decides(headers: tuple[tuple[str, str], ...], wait: float | None) -> None:
     assert requested_wait(headers, NOW) == wait
 
 

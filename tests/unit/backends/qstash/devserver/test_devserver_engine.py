@@ -153,9 +153,7 @@ def test_accounts_do_not_share_deduplication(world: Any) -> None:
     world.publish(dedup_key="id:a")
     other = world.engine.accounts["testUser1"]
 
-    accepted, _ = world.engine.accept(
-        other, MessageSpec(url="http://h/"), b"", not_before=0, dedup_key="id:a"
-    )
+    accepted, _ = world.engine.accept(other, MessageSpec(url="http://h/"), b"", not_before=0, dedup_key="id:a")
 
     assert not accepted.deduplicated
 

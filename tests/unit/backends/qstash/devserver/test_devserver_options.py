@@ -232,9 +232,7 @@ def test_our_parameters_are_taken_off_the_destination_and_the_rest_keeps_its_spe
     assert rest == "b=%20&a&b=2+3"
 
 
-@pytest.mark.parametrize(
-    "url", ["http://host/a//b", "https://h", "HTTP://127.0.0.1:1/x?y=%2F", "http://[::1]:80/"]
-)
+@pytest.mark.parametrize("url", ["http://host/a//b", "https://h", "HTTP://127.0.0.1:1/x?y=%2F", "http://[::1]:80/"])
 def test_url_destination_is_kept_as_it_is(url: str) -> None:
     assert check_destination(url) == url
 

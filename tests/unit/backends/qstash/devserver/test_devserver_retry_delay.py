@@ -77,9 +77,7 @@ def test_result_that_is_no_finite_number_leaves_the_default_backoff(expression: 
     assert retry_delay_seconds(expression, 0) is None
 
 
-@given(
-    st.text(alphabet="0123456789.+-*/(), retidpowexmn", max_size=60), st.integers(min_value=0, max_value=1000)
-)
+@given(st.text(alphabet="0123456789.+-*/(), retidpowexmn", max_size=60), st.integers(min_value=0, max_value=1000))
 def test_any_text_gives_a_bounded_wait_or_the_one_error(expression: str, retried: int) -> None:
     try:
         wait = retry_delay_seconds(expression, retried)

@@ -121,9 +121,7 @@ def test_dead_letter_deduplication_and_queue_are_found_again(tmp_path: Path, mak
     assert found.queues == [world.account.queues["q"].record]
 
 
-def test_message_in_flight_at_the_crash_is_due_again_under_its_id(
-    tmp_path: Path, make_world: MakeWorld
-) -> None:
+def test_message_in_flight_at_the_crash_is_due_again_under_its_id(tmp_path: Path, make_world: MakeWorld) -> None:
     async def crash(store: SqliteStore, _recovered: Recovered) -> list[str]:
         world = make_world(store)
         messages = [world.publish(), world.publish(), world.publish(delay=60)]
@@ -157,9 +155,7 @@ def test_queue_keeps_its_order_and_its_head_over_a_restart(tmp_path: Path, make_
     assert [message.id for message in world.start()] == [second]
 
 
-def test_callback_under_way_keeps_its_queue_waiting_over_a_restart(
-    tmp_path: Path, make_world: MakeWorld
-) -> None:
+def test_callback_under_way_keeps_its_queue_waiting_over_a_restart(tmp_path: Path, make_world: MakeWorld) -> None:
     async def crash(store: SqliteStore, _recovered: Recovered) -> str:
         world = make_world(store)
         source = world.publish(queue="q", callback=MessageSpec(url="http://cb/"))
@@ -192,9 +188,7 @@ def test_requested_cancellation_survives_a_restart(tmp_path: Path, make_world: M
     assert world.start() == []
 
 
-def test_new_messages_after_a_restart_do_not_overwrite_old_ones(
-    tmp_path: Path, make_world: MakeWorld
-) -> None:
+def test_new_messages_after_a_restart_do_not_overwrite_old_ones(tmp_path: Path, make_world: MakeWorld) -> None:
     async def publish(store: SqliteStore, recovered: Recovered) -> None:
         world = make_world(store)
         recover(world.engine, recovered)
@@ -229,9 +223,7 @@ def test_commits_of_one_moment_share_one_transaction(tmp_path: Path, make_world:
     assert len(contents(tmp_path / "db").messages) == 50
 
 
-def test_failed_commit_is_an_error_and_is_written_with_the_next(
-    tmp_path: Path, make_world: MakeWorld
-) -> None:
+def test_failed_commit_is_an_error_and_is_written_with_the_next(tmp_path: Path, make_world: MakeWorld) -> None:
     async def fail_then_go_on(store: SqliteStore, _recovered: Recovered) -> None:
         world = make_world(store)
         write = store._write
