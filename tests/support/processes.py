@@ -68,9 +68,7 @@ class ChildProcess:
         cwd: Where it runs.
     """
 
-    def __init__(
-        self, args: Sequence[str], *, name: str, folder: Path, env: Mapping[str, str], cwd: Path
-    ) -> None:
+    def __init__(self, args: Sequence[str], *, name: str, folder: Path, env: Mapping[str, str], cwd: Path) -> None:
         self.name = name
         self.args = list(args)
         self._mark = uuid.uuid4().hex
@@ -117,11 +115,7 @@ class ChildProcess:
         return "\n".join(
             [
                 f"$ {shlex.join(self.args)}   ({status})",
-                *(
-                    f"[{stream}] {line}"
-                    for stream in self._files
-                    for line in getattr(self, stream).splitlines()
-                ),
+                *(f"[{stream}] {line}" for stream in self._files for line in getattr(self, stream).splitlines()),
             ]
         )
 
@@ -143,9 +137,7 @@ class ChildProcess:
 
         return self.wait_until(find, timeout, what=f"a line like {pattern!r}")
 
-    def wait_until(
-        self, predicate: Callable[[], Value | None], timeout: float = 20, *, what: str = ""
-    ) -> Value:
+    def wait_until(self, predicate: Callable[[], Value | None], timeout: float = 20, *, what: str = "") -> Value:
         """Ask `predicate` again and again, while the process lives, until its answer is true, and return it.
 
         Raises:
@@ -280,9 +272,7 @@ def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     return environment
 
 
-def run_python(
-    code: str, *, cwd: Path, env: Mapping[str, str | None] | None = None, timeout: float = 50
-) -> str:
+def run_python(code: str, *, cwd: Path, env: Mapping[str, str | None] | None = None, timeout: float = 50) -> str:
     """Run a program in a fresh interpreter, which nothing but the program changes, and return what it printed.
 
     Raises:

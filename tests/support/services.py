@@ -64,6 +64,12 @@ class OwnServer:
         """Return the end of what the server has said."""
         return self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
 
+    def crash(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the server by a signal; its folder stays, so that it can be started again."""
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(20)
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop the server, by force if it does not end soon, and remove its folder."""
         if self._process is not None:
