@@ -34,9 +34,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start_dev(
-    spawn: Spawner, project: Path, ports: tuple[int, int], *arguments: str, **variables: str
-) -> ChildProcess:
+def start_dev(spawn: Spawner, project: Path, ports: tuple[int, int], *arguments: str, **variables: str) -> ChildProcess:
     child = spawn(
         [*QUEUEBRIDGE, "dev", "--port", str(ports[0]), "--server-port", str(ports[1]), *arguments],
         env={**os.environ, "QUEUEBRIDGE_TASKS": "dev_tasks", **variables},
@@ -77,9 +75,7 @@ def test_job_runs_with_the_environment_that_dev_prints(
     dev.wait_for_line(r"(receiver|worker) \| .*done job=.* task=dev_tasks.note")
 
 
-def test_receiver_is_ready_and_shows_no_secret(
-    spawn: Spawner, project: Path, free_port: Callable[[], int]
-) -> None:
+def test_receiver_is_ready_and_shows_no_secret(spawn: Spawner, project: Path, free_port: Callable[[], int]) -> None:
     dev = start_dev(spawn, project, (free_port(), free_port()))
     environment = printed_environment(dev)
 
@@ -100,9 +96,7 @@ def test_ctrl_c_stops_everything(spawn: Spawner, project: Path, free_port: Calla
     assert dev.family() == []
 
 
-def test_end_of_one_process_stops_the_others(
-    spawn: Spawner, project: Path, free_port: Callable[[], int]
-) -> None:
+def test_end_of_one_process_stops_the_others(spawn: Spawner, project: Path, free_port: Callable[[], int]) -> None:
     ports = (free_port(), free_port())
     dev = start_dev(spawn, project, ports)
     server = next(pid for pid in dev.family() if str(ports[1]) in Path(f"/proc/{pid}/cmdline").read_text())
@@ -127,3 +121,60 @@ def test_port_in_use_names_the_option(spawn: Spawner, project: Path, free_port: 
 
     assert second.wait(30) == 3
     assert f"Port {first[1]} is in use. Choose another one with --server-port." in second.stderr
+
+
+def ledger(spawn: Spawner, project: Path) -> dict[str, str]:
+    """Return the environment of a fresh ledger."""
+    environment = {"QUEUEBRIDGE_LEDGER": f"sqlite:///{project / 'ledger.db'}"}
+    child = spawn([*QUEUEBRIDGE, "ledger", "upgrade"], env={**os.environ, **environment}, cwd=project, name="upgrade")
+    assert child.wait(30) == 0, child.report()
+    return environment
+
+
+@pytest.mark.parametrize(("stage", "runs_it"), [("legacy", "rq"), ("live", "qstash")])
+def test_migration_has_the_worker_of_the_old_backend_and_the_receiver(
+    spawn: Spawner, project: Path, redis_url: str, free_port: Callable[[], int], stage: str, runs_it: str
+) -> None:
+    migration = {
+        **ledger(spawn, project),
+        "QUEUEBRIDGE_LEGACY": "rq",
+        "QUEUEBRIDGE_STAGE": stage,
+        "REDIS_URL": redis_url,
+    }
+    dev = start_dev(spawn, project, (free_port(), free_port()), **migration)
+    environment = printed_environment(dev)
+    file = project / "notes.txt"
+
+    enqueue(spawn, project, {**migration, **environment}, file)
+
+    dev.wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="the effect")
+    assert file.read_text() == f"hello over {runs_it}\n"
+    # The stage selects the backend, and a setting that does would contradict it.
+    assert "QUEUEBRIDGE_BACKEND" not in environment
+
+
+def test_backend_cannot_be_chosen_in_a_migration(spawn: Spawner, project: Path) -> None:
+    child = spawn(
+        [*QUEUEBRIDGE, "dev", "--backend", "rq"],
+        env={**os.environ, "QUEUEBRIDGE_LEGACY": "rq"},
+        cwd=project,
+        name="dev",
+    )
+
+    assert child.wait(30) == 3
+    assert "not --backend" in child.stderr
+
+
+def test_dev_publishes_what_could_not_be_published_where_there_is_no_worker(
+    spawn: Spawner, project: Path, free_port: Callable[[], int]
+) -> None:
+    variables = ledger(spawn, project)
+    dev = start_dev(spawn, project, (free_port(), free_port()), "--backend", "qstash", **variables)
+    file = project / "notes.txt"
+    nowhere = {"QSTASH_URL": f"http://127.0.0.1:{free_port()}", "QUEUEBRIDGE_ON_PUBLISH_ERROR": "spool"}
+
+    enqueue(spawn, project, {**variables, **printed_environment(dev), **nowhere}, file)
+
+    dev.wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="the effect")
+    assert file.read_text() == "hello over qstash\n"
+    dev.wait_for_line(r"reconcile \| .*published job=")

@@ -30,6 +30,10 @@ NEEDS = {
     "bridge_app": "flask",
     "queuebridge.backends.celery": "celery",
     "queuebridge.backends.qstash.devserver": "aiohttp",
+    "queuebridge.storage.redis": "redis",
+    "queuebridge.storage.sql": "sqlalchemy",
+    "queuebridge.storage.sql.migrations": "sqlalchemy",
+    "queuebridge.storage.sql.migrations.versions": "sqlalchemy",
 }
 
 # Extras -> what they must suffice to import.
@@ -39,6 +43,9 @@ SUFFICES = {
     "celery": ("queuebridge.backends.celery",),
     "celery,redis": ("queuebridge.backends.celery", "kombu.transport.redis"),
     "rq": ("queuebridge.backends.rq",),
+    "redis": ("queuebridge.storage.redis",),
+    "sql": ("queuebridge.storage.sql",),
+    "encryption": ("queuebridge.ledger.sealing",),
     "cli": ("queuebridge.cli",),
 }
 
