@@ -29,12 +29,19 @@ class Layer:
 CORE = Layer(
     "core",
     ("queuebridge",),
-    # OpenTelemetry is looked at only in programs that have imported it themselves.
-    (*VALIDATION, "opentelemetry"),
-    without=("queuebridge.backends", "queuebridge.cli", "queuebridge.demo"),
+    # OpenTelemetry is looked at only in programs that have imported it themselves. tomllib is tomli in Python 3.10.
+    (*VALIDATION, "opentelemetry", "tomli", "tomllib"),
+    without=(
+        "queuebridge.backends",
+        "queuebridge.cli",
+        "queuebridge.demo",
+        "queuebridge.storage",
+        "queuebridge.ledger.sealing",
+    ),
 )
 LAYERS = [
     CORE,
+    Layer("sealing", ("queuebridge.ledger.sealing",), (*VALIDATION, "cryptography"), ("core",)),
     Layer("inline", ("queuebridge.backends.inline",), VALIDATION, ("core",)),
     Layer(
         "qstash",
@@ -53,6 +60,9 @@ LAYERS = [
     ),
     Layer("celery", ("queuebridge.backends.celery",), (*VALIDATION, "celery", "kombu", "redis"), ("core",)),
     Layer("rq", ("queuebridge.backends.rq",), (*VALIDATION, "rq", "redis"), ("core",)),
+    Layer("storage", ("queuebridge.storage",), VALIDATION, ("core",)),
+    Layer("storage.sql", ("queuebridge.storage.sql",), (*VALIDATION, "sqlalchemy", "alembic"), ("core", "storage")),
+    Layer("storage.redis", ("queuebridge.storage.redis",), (*VALIDATION, "redis"), ("core", "storage")),
     Layer("backends", ("queuebridge.backends",), (), without=("queuebridge.backends.*",)),
     Layer("receiver", ("bridge_app",), (*VALIDATION, "flask", "werkzeug"), ("core",)),
     Layer("demo", ("queuebridge.demo",), (*VALIDATION, "redis", "fakeredis"), ("core",)),
@@ -105,6 +115,11 @@ def test_module_imports_only_what_its_layer_may(module: Module) -> None:
         ("queuebridge.bridge", "bridge_app"),
         ("queuebridge.bridge", "flask"),
         ("queuebridge.bridge", "redis.client"),
+        ("queuebridge.bridge", "queuebridge.storage.memory"),
+        ("queuebridge.storage.memory.ledger", "sqlalchemy"),
+        ("queuebridge.storage.memory.ledger", "queuebridge.storage.sql"),
+        ("queuebridge.storage.sql.ledger", "redis"),
+        ("queuebridge.storage.redis.ledger", "queuebridge.storage.sql"),
         ("queuebridge.backends.rq.backend", "queuebridge.backends.celery.backend"),
         ("queuebridge.backends.rq.backend", "celery"),
         ("queuebridge.backends.celery.worker", "bridge_app.factory"),
@@ -115,8 +130,8 @@ def test_module_imports_only_what_its_layer_may(module: Module) -> None:
         ("bridge_app.receiver", "queuebridge.backends.qstash.verification"),
         ("bridge_app.receiver", "jwt"),
         ("queuebridge.cli.worker", "queuebridge.backends.rq.worker"),
-        ("queuebridge.demo.run", "queuebridge.cli.app"),
-        ("queuebridge.demo.run", "click"),
+        ("queuebridge.demo.migration", "queuebridge.cli.app"),
+        ("queuebridge.demo.migration", "click"),
     ],
 )
 def test_layer_rules_forbid(module: str, target: str) -> None:

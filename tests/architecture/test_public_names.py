@@ -16,6 +16,7 @@ from queuebridge import errors
 # A change here is a change for users: it belongs into the changelog.
 PUBLIC = {
     "queuebridge": [
+        "AllWritesFailed",
         "BackendUnavailable",
         "Bridge",
         "Call",
@@ -25,6 +26,9 @@ PUBLIC = {
         "EnqueueOptions",
         "InvalidArguments",
         "InvalidOption",
+        "LeaseLost",
+        "LedgerRequired",
+        "LedgerUnavailable",
         "OptionNotSupported",
         "PermanentFailure",
         "PublishError",
@@ -43,6 +47,20 @@ PUBLIC = {
         "get_bridge",
         "set_bridge",
         "task",
+    ],
+    "queuebridge.reporting": [
+        "DEFAULT_THRESHOLDS",
+        "Percentiles",
+        "ShadowReport",
+        "SideReport",
+        "StageReport",
+        "TaskStatistics",
+        "Thresholds",
+        "Verdict",
+        "build_report",
+        "judge",
+        "judge_advance",
+        "task_statistics",
     ],
     "bridge_app": ["FailedDelivery", "create_app", "create_blueprint"],
 }
