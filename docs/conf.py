@@ -10,7 +10,7 @@ copyright = author  # noqa: A001 - the name that Sphinx reads
 version = release = installed_version("qstash-queuebridge")
 
 extensions = ["myst_parser"]
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "tasklist"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "requirements.txt"]
 nitpicky = True

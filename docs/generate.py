@@ -1,7 +1,7 @@
 """Write the reference pages, and the tables inside other pages, that come from the code.
 
-    python docs/generate.py            write them
-    python docs/generate.py --check    say which ones differ, and exit with 1 if any does
+python docs/generate.py            write them
+python docs/generate.py --check    say which ones differ, and exit with 1 if any does
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import AliasChoices, BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from bridge_app import replies
-from queuebridge import errors, settings
+from queuebridge import errors, settings, stages
 from queuebridge.backend import Backend
 from queuebridge.backends.celery.backend import CeleryBackend
 from queuebridge.backends.celery.settings import CelerySettings
@@ -30,8 +30,10 @@ from queuebridge.backends.qstash.settings import PublishSettings, VerificationSe
 from queuebridge.backends.rq.backend import RQBackend
 from queuebridge.backends.rq.settings import RQSettings
 from queuebridge.cli.app import ExitCode, root
+from queuebridge.ledger.settings import LedgerSettings
+from queuebridge.outcome import Status
 from queuebridge.processes import ProcessFailed
-from queuebridge.runner import Status
+from queuebridge.routing.settings import RoutingSettings
 
 DOCS = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py from the code: change the code, then run it. -->"
@@ -43,6 +45,12 @@ SETTINGS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("Celery", "Read by producers and workers of the `celery` backend.", CelerySettings),
     ("RQ", "Read by producers and workers of the `rq` backend.", RQSettings),
     ("Inline", "Read by the `inline` backend.", InlineSettings),
+    (
+        "The ledger and claims",
+        "Read by every program that enqueues or runs jobs, if QUEUEBRIDGE_LEDGER is set; see [Ledger](../ledger.md).",
+        LedgerSettings,
+    ),
+    ("Stages of a migration", "Read by every program that enqueues; see [Stages](../stages.md).", RoutingSettings),
 )
 BACKENDS: tuple[type[Backend], ...] = (QStashBackend, CeleryBackend, RQBackend, InlineBackend)
 # Capability -> the option as users write it, and its name in the errors and reasons of backends.
@@ -66,7 +74,13 @@ OUTCOMES = {
     Status.FAILED: "the task failed for good: attempts used up, `PermanentFailure`, or `give_up_on`",
     Status.INVALID_ARGUMENTS: "the arguments do not fit the task's signature and type hints",
     Status.UNKNOWN_TASK: "no task is registered under this name (a newer deployment may know it)",
+    Status.DUPLICATE: "the job had ended already, by another copy or delivery; it was not run",
+    Status.SHADOWED: "a shadow copy: looked at and recorded, not run",
+    Status.BUSY: "another execution is under way, and the delivery could not be parked",
+    Status.DEFERRED: "the ledger cannot be reached, or could not be told how the job ended",
 }
+# Statuses whose answer tells QStash when to come again.
+WITH_RETRY_AFTER = (Status.RETRY, Status.BUSY, Status.DEFERRED)
 
 
 def generated() -> dict[str, str]:
@@ -77,6 +91,7 @@ def generated() -> dict[str, str]:
         "reference/errors.md": errors_page(),
         "backends.md": with_regions("backends.md", {"capabilities": capability_table}),
         "receiver.md": with_regions("receiver.md", {"replies": reply_table}),
+        "stages.md": with_regions("stages.md", {"stages": stage_table}),
     }
 
 
@@ -106,18 +121,27 @@ def cli_page() -> str:
         "## Exit status",
         table(("status", "meaning"), [(f"{code.value}", EXIT_CODES[code]) for code in ExitCode]),
     ]
-    context = click.Context(root, info_name="queuebridge")
-    for name in root.list_commands(context):
-        command = root.get_command(context, name)
-        if command is None:
-            raise LookupError(f"The command {name} is listed, but cannot be loaded.")
-        pieces = " ".join(command.collect_usage_pieces(click.Context(command, info_name=name)))
-        parts += [f"## queuebridge {name}", f"```text\nqueuebridge {name} {pieces}\n```"]
+    for path, command in commands_of(root):
+        pieces = " ".join(command.collect_usage_pieces(click.Context(command, info_name=path)))
+        # Commands of a group stand one level below it.
+        parts += [f"{'#' * (path.count(' ') + 2)} queuebridge {path}", f"```text\nqueuebridge {path} {pieces}\n```"]
         parts += [unwrapped(paragraph) for paragraph in inspect.cleandoc(command.help or "").split("\n\n")]
         rows = [option_row(option) for option in options_of(command)]
         if rows:
             parts.append(table(("option", "meaning"), rows))
     return joined(parts)
+
+
+def commands_of(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with its name, groups before the commands in them (`stage`, then `stage show`)."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None:
+            raise LookupError(f"The command {name} is listed, but cannot be loaded.")
+        yield f"{prefix}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{prefix}{name} ")
 
 
 def options_of(command: click.Command) -> list[click.Option]:
@@ -194,8 +218,10 @@ def variables_of(field: FieldInfo) -> list[str]:
 
 def default_of(field: FieldInfo) -> str:
     """Return the default in the form that an environment variable would have."""
-    if field.default in (None, ()):
+    if field.default in (None, (), ""):
         return "-"
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     number = isinstance(field.default, float) and field.default.is_integer()
@@ -276,6 +302,8 @@ def reply_table() -> str:
     ]
     never = replies.NON_RETRYABLE
     rows += [
+        ("another execution is under way, and the delivery was parked", "200", "-", "is done with this message"),
+        ("the delivery came far before its time, and makes another hop", "200", "-", "is done with this message"),
         (
             "the request is not authentic",
             str(replies.NOT_AUTHENTIC),
@@ -293,11 +321,16 @@ def reply_table() -> str:
     return table(("what happened", "status", "header", "QStash then"), rows) + "\n"
 
 
+def stage_table() -> str:
+    """Return what each stage does."""
+    return stages.render_table() + "\n"
+
+
 def headers_of(status: Status | None, code: int) -> str:
     """Return the headers that matter to QStash."""
     if code == replies.NON_RETRYABLE:
         return ", ".join(f"`{name}: {value}`" for name, value in replies.NON_RETRYABLE_HEADERS.items())
-    return "`Retry-After`" if status is Status.RETRY else "-"
+    return "`Retry-After`" if status in WITH_RETRY_AFTER else "-"
 
 
 def consequence(code: int) -> str:

@@ -144,6 +144,8 @@ def run(block: Block, page: Path, namespace: dict[str, object]) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != QUICKSTART], ids=short)
 def test_python_examples_run_and_print_what_is_shown(page: Path, namespace: dict[str, object]) -> None:
     for block in blocks_of(page.read_text(encoding="utf-8")):
+        if block.file is not None:
+            Path(block.file).write_text(block.code, encoding="utf-8")
         if block.language != "python":
             continue
         printed = run(block, page, namespace)
@@ -243,14 +245,14 @@ def test_wrong_output_and_failing_block_are_noticed(namespace: dict[str, object]
 
 
 def test_every_block_has_a_known_language() -> None:
-    # Another one would be neither run nor checked.
+    # Another one would be neither run nor checked. A file in TOML is saved, for the examples after it.
     found = {
         (short(page), language)
         for page in PAGES
         for language in re.findall(r"^```(\w+)", page.read_text(encoding="utf-8"), re.MULTILINE)
     }
 
-    assert {language for _, language in found} <= {"python", "sh", "console", "text"}
+    assert {language for _, language in found} <= {"python", "sh", "console", "text", "toml"}
 
 
 def assignments(export: str) -> dict[str, str]:
