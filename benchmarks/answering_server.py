@@ -1,10 +1,14 @@
-"""A server that answers every QStash publish at once, so that only the client's own time is measured."""
+"""A server that answers every QStash publish at once, or after a given time.
+
+python answering_server.py PORT [MILLISECONDS]
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 
+DELAY_SECONDS = float(sys.argv[2]) / 1000 if len(sys.argv) > 2 else 0.0
 ONE = b'{"messageId":"msg_benchmark"}'
 
 
@@ -30,11 +34,18 @@ class Answering(asyncio.Protocol):
             self.received = self.received[total:]
             count = body.count(b'"destination"') if head.startswith(b"POST /v2/batch") else 0
             answer = b"[" + b",".join([ONE] * count) + b"]" if count else ONE
-            assert isinstance(self.transport, asyncio.WriteTransport)
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-                % (len(answer), answer)
+            whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+                len(answer),
+                answer,
             )
+            if DELAY_SECONDS:
+                asyncio.get_running_loop().call_later(DELAY_SECONDS, self.answer, whole)
+            else:
+                self.answer(whole)
+
+    def answer(self, whole: bytes) -> None:
+        assert isinstance(self.transport, asyncio.WriteTransport)
+        self.transport.write(whole)
 
 
 async def main(port: int) -> None:

@@ -50,9 +50,7 @@ def microseconds_each(call: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - start) / count * 1e6
 
 
-def medians(
-    ours: Callable[[], float], plain: Callable[[], float], *, rounds: int
-) -> tuple[float, float]:
+def medians(ours: Callable[[], float], plain: Callable[[], float], *, rounds: int) -> tuple[float, float]:
     """Return the median of each measurement.
 
     The two alternate, and which one is first alternates too, so that a disturbance hits both alike.

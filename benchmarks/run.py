@@ -13,14 +13,11 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import celery
 import jwt
@@ -29,16 +26,14 @@ import redis
 import rq
 from benchmark_tasks import add_numbers
 from measure import Row, medians, microseconds_each
+from migration_rows import dual_rows, legacy_rows
 from rq.serializers import JSONSerializer
+from surroundings import CALLS, HERE, QUEUE, REDIS_URL, child, cleaned, free_port, listening
 
 from queuebridge import Bridge
 from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER
 from queuebridge.envelope import Envelope
 
-HERE = Path(__file__).parent
-REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/14")
-QUEUE = "benchmark"
-CALLS = 200
 BATCH = 100
 
 
@@ -51,9 +46,7 @@ def celery_rows(rounds: int) -> Iterator[Row]:
     with cleaned(QUEUE, f"_kombu.binding.{QUEUE}"):
         ours, plain = medians(
             lambda: microseconds_each(lambda: bridge.enqueue(add_numbers, 1, b=2, note="x"), CALLS),
-            lambda: microseconds_each(
-                lambda: plain_task.apply_async((1,), {"b": 2, "note": "x"}, queue=QUEUE), CALLS
-            ),
+            lambda: microseconds_each(lambda: plain_task.apply_async((1,), {"b": 2, "note": "x"}, queue=QUEUE), CALLS),
             rounds=rounds,
         )
     yield Row("celery: enqueue / apply_async", ours, plain, "µs per job", 1.10)
@@ -166,6 +159,8 @@ PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "qstash": qstash_rows,
     "receiver": receiver_rows,
     "cold-start": cold_start_rows,
+    "legacy": legacy_rows,
+    "dual": dual_rows,
 }
 
 
@@ -191,54 +186,6 @@ def signed_request(port: int) -> bytes:
         f"User-Agent: Upstash-QStash\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
-
-
-@contextlib.contextmanager
-def cleaned(*patterns: str, jobs: rq.Queue | None = None) -> Iterator[None]:
-    """Delete keys of the benchmark, and the jobs of its queue, when the block ends."""
-    try:
-        yield
-    finally:
-        client = redis.Redis.from_url(REDIS_URL)
-        if jobs is not None:
-            # By their ids: the Redis may hold jobs of somebody else.
-            jobs.delete(delete_jobs=True)
-        for pattern in patterns:
-            keys = list(client.scan_iter(pattern, count=1000))
-            for start in range(0, len(keys), 1000):
-                client.delete(*keys[start : start + 1000])
-
-
-@contextlib.contextmanager
-def child(command: list[str], ready: Callable[[], bool], environment: dict[str, str] | None = None) -> Iterator[None]:
-    """Run a process for the duration of the block, from when it is ready."""
-    # Standard output is for the numbers.
-    process = subprocess.Popen(command, env=environment, cwd=HERE, stdout=sys.stderr)
-    try:
-        deadline = time.monotonic() + 20
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command} did not get ready")
-            time.sleep(0.05)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def listening(port: int) -> bool:
-    """Return whether something answers on the port."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1):
-        return True
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

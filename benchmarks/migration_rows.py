@@ -1,0 +1,79 @@
+"""What a migration costs at enqueue."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import celery
+import redis
+import rq
+from benchmark_tasks import add_numbers
+from measure import Row, medians, microseconds_each
+from rq.serializers import JSONSerializer
+from surroundings import CALLS, HERE, QUEUE, REDIS_URL, child, cleaned, free_port, listening
+
+from queuebridge import Bridge
+
+# A publish to QStash goes over the internet; a server that answers at once would compare two amounts of computing,
+# which one thread has to do one after the other.
+INTERNET_MS = 20
+_PUSH = {"QSTASH_TOKEN": "t", "QUEUEBRIDGE_PUBLIC_URL": "https://example.com", "QSTASH_URL": "http://127.0.0.1:9"}
+
+
+def enqueue(bridge: Bridge) -> Callable[[], object]:
+    """Return a call that enqueues one job."""
+    return lambda: bridge.enqueue(add_numbers, 1, b=2, note="x")
+
+
+def legacy_rows(rounds: int) -> Iterator[Row]:
+    """Compare stage `legacy` with the library alone."""
+    app = celery.Celery("plain", broker=REDIS_URL, set_as_current=False)
+    app.conf.update(task_serializer="json", accept_content=["json"], task_ignore_result=True)
+    plain_task = app.task(name="benchmark.add", shared=False)(add_numbers.function)
+    bridge = Bridge(environ={**_PUSH, "QUEUEBRIDGE_LEGACY": "celery", "CELERY_BROKER_URL": REDIS_URL})
+    with cleaned(QUEUE, f"_kombu.binding.{QUEUE}"):
+        ours, plain = medians(
+            lambda: microseconds_each(enqueue(bridge), CALLS),
+            lambda: microseconds_each(lambda: plain_task.apply_async((1,), {"b": 2, "note": "x"}, queue=QUEUE), CALLS),
+            rounds=rounds,
+        )
+    yield Row("celery: stage legacy / apply_async", ours, plain, "µs per job", 1.10)
+    queue = rq.Queue(QUEUE, connection=redis.Redis.from_url(REDIS_URL), serializer=JSONSerializer)
+    bridge = Bridge(environ={**_PUSH, "QUEUEBRIDGE_LEGACY": "rq", "REDIS_URL": REDIS_URL})
+    retry = rq.Retry(max=3, interval=[10, 20, 40])
+
+    def enqueue_plain() -> object:
+        arguments = {"b": 2, "note": "x"}
+        return queue.enqueue_call("benchmark_tasks.add_numbers", (1,), arguments, retry=retry, result_ttl=60)
+
+    with cleaned(jobs=queue):
+        ours, plain = medians(
+            lambda: microseconds_each(enqueue(bridge), CALLS),
+            lambda: microseconds_each(enqueue_plain, CALLS),
+            rounds=rounds,
+        )
+    yield Row("rq: stage legacy / enqueue_call", ours, plain, "µs per job", 1.10)
+
+
+def dual_rows(rounds: int) -> Iterator[Row]:
+    """Compare stages that write to both sides with the slower of the two writes alone, which is QStash."""
+    port = free_port()
+    server = [sys.executable, str(HERE / "answering_server.py"), str(port), str(INTERNET_MS)]
+    environment = {
+        **_PUSH,
+        "QSTASH_URL": f"http://127.0.0.1:{port}",
+        "CELERY_BROKER_URL": REDIS_URL,
+        "QUEUEBRIDGE_LEDGER": REDIS_URL,
+        "QUEUEBRIDGE_LEGACY": "celery",
+    }
+    single = Bridge("qstash", environ={**_PUSH, "QSTASH_URL": f"http://127.0.0.1:{port}"})
+    with child(server, lambda: listening(port)), cleaned(QUEUE, f"_kombu.binding.{QUEUE}", "{queuebridge}:*"):
+        for stage in ("dual", "live"):
+            bridge = Bridge(environ={**environment, "QUEUEBRIDGE_STAGE": stage})
+            ours, plain = medians(
+                lambda bridge=bridge: microseconds_each(enqueue(bridge), CALLS // 4),
+                lambda: microseconds_each(enqueue(single), CALLS // 4),
+                rounds=rounds,
+            )
+            yield Row(f"stage {stage} / the slower single write", ours, plain, "µs per job", 1.25)
