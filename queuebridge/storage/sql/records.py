@@ -89,8 +89,10 @@ def record(connection: Connection, database: Database, new: Sequence[NewDispatch
     """Add dispatches; see `Ledger.record`. All or none only if the connection is in a transaction, or there is one."""
     adding = _insert(connection.dialect.name)
     added: set[str] = set()
+    # All in one order: two that record the same dispatches would otherwise wait for each other.
+    ordered = sorted(new, key=lambda dispatch: dispatch.dispatch_id)
     for start in range(0, len(new), _BATCH):
-        rows = [_new_row(dispatch, database) for dispatch in new[start : start + _BATCH]]
+        rows = [_new_row(dispatch, database) for dispatch in ordered[start : start + _BATCH]]
         added.update(connection.scalars(adding, rows))
     known = _known(connection, {dispatch.dispatch_id for dispatch in new} - added)
     answers = []
@@ -125,7 +127,8 @@ def mark_steps(
     for mark_ in marks:
         by_dispatch.setdefault(mark_.dispatch_id, []).append(mark_)
     steps = []
-    for of_dispatch in by_dispatch.values():
+    # In one order, for the same reason as above.
+    for _, of_dispatch in sorted(by_dispatch.items()):
         # Both sides go into one statement; two marks of the same side cannot.
         together = len({mark_.side for mark_ in of_dispatch}) == len(of_dispatch)
         for group in [of_dispatch] if together else [[mark_] for mark_ in of_dispatch]:
