@@ -19,7 +19,8 @@ def time_limit(seconds: float | None) -> AbstractContextManager[None]:
 
     In the main thread an alarm signal interrupts even blocking calls. In any other thread an asynchronous
     exception is set, which takes effect at the next Python instruction: a blocking call is not interrupted,
-    but the block ends as soon as that call returns. Either may hit any line of the block, clean-up code included.
+    but the block ends as soon as that call returns. Either may hit any line of the block, clean-up code included;
+    one that hits a finalizer or a callback of the garbage collector is swallowed by Python, and the block goes on.
 
     Nothing is raised once the block has been left. Limits may be nested; an alarm that somebody else has set
     goes off at its time, or at the end of the block if that time has passed.
