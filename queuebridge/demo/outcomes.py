@@ -123,6 +123,7 @@ class Migration:
             **chaos,
             "stages": [step.as_json() for step in self.stages],
             "backends": [backend.as_json() for backend in self.backends],
+            **({"left": str(self.left)} if self.left else {}),
         }
 
 
