@@ -15,10 +15,10 @@ from typing_extensions import Self
 
 from queuebridge.assembly import assemble
 from queuebridge.backend import Backend
-from queuebridge.envelope import Envelope
+from queuebridge.envelope import VERSION, Envelope
 from queuebridge.errors import EnqueueManyError, InvalidOption, LedgerRequired
 from queuebridge.ids import check_job_id, job_id_for_key, new_dispatch_id, new_job_id
-from queuebridge.options import EnqueueOptions
+from queuebridge.options import EnqueueOptions, lasting_options, merged_options
 from queuebridge.publishing.draft import Draft
 from queuebridge.receipt import Receipt
 from queuebridge.registry import AnyTask, TaskRegistry, default_registry, discover
@@ -287,12 +287,13 @@ class Bridge:
             kwargs = {}
         elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
             raise TypeError(f"kwargs must be a mapping of names to arguments, not {type(kwargs).__name__}.")
-        envelope = self._envelope(task, args, kwargs, options)
+        chosen = merged_options(task.options, options.options)
+        envelope = self._envelope(task, args, kwargs, options, chosen)
         return self._publisher.prepare(
             Draft(
                 envelope=envelope,
                 retry=options.retry,
-                options=_backend_options(task, options),
+                options=chosen,
                 parameter_names=task.arguments.positional,
                 stage=envelope.stage,
                 transaction=options.session if options.session is not None else options.connection,
@@ -300,7 +301,12 @@ class Bridge:
         )
 
     def _envelope(
-        self, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], options: EnqueueOptions
+        self,
+        task: AnyTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: EnqueueOptions,
+        chosen: Mapping[str, Mapping[str, Any]],
     ) -> Envelope:
         wire_args, wire_kwargs = task.arguments.dump(args, kwargs)
         now = self._clock()
@@ -337,6 +343,9 @@ class Bridge:
         if self._stages is not None:
             decision = self._stages.settings().stage_for(task.name, fields["queue"], job_id, metadata)
             fields["stage"] = decision.stage
+        if chosen:
+            # Whoever publishes this dispatch again has no other way to know them.
+            fields.update(version=VERSION, options=lasting_options(chosen))
         # Only what is set: each field that is given costs time to validate. Not so empty ones: pydantic would copy
         # their defaults deeply, which takes longer.
         fields.update({name: value for name, value in optional.items() if value is not None})
@@ -375,12 +384,3 @@ def set_bridge(bridge: Bridge | None) -> None:
     global _default  # noqa: PLW0603 - one per process, like a logger
     with _default_lock:
         _default = bridge
-
-
-def _backend_options(task: AnyTask, options: EnqueueOptions) -> Mapping[str, Mapping[str, Any]]:
-    if not options.options:
-        return task.options
-    if not task.options:
-        return options.options
-    names = {*task.options, *options.options}
-    return {name: {**task.options.get(name, {}), **options.options.get(name, {})} for name in names}

@@ -15,7 +15,14 @@ from queuebridge.errors import MalformedEnvelope, UnsupportedEnvelope
 from queuebridge.retry import DEFAULT_RETRY, RetryPolicy
 from queuebridge.stages import Role, Stage
 
-VERSION: Final = 1
+# The newest. Each envelope says the oldest version that knows all its fields, so that executors of an earlier
+# deployment go on reading what they can run.
+VERSION: Final = 2
+# Since which version a field is known; those that are not here are as old as the format.
+_SINCE: Final = {"options": 2}
+# Written always, and first: they tell a reader how to read the rest.
+_HEAD: Final = {"version", "kind"}
+_HEAD_AND_RETRY: Final = {*_HEAD, "retry"}
 
 UnixMilliseconds = Annotated[int, Field(ge=0)]
 
@@ -61,14 +68,15 @@ class Envelope(BaseModel):
         stage: The stage of the migration by which it was written.
         role: In a dual-write stage, what this copy is for.
         payload_ref: Where the arguments are, if they were too long for the transport.
+        options: Options of single backends, by backend name, for every publication of this dispatch. Since version 2.
     """
 
     model_config = ConfigDict(
         frozen=True, defer_build=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings"
     )
 
-    # Not Literal[1]: pydantic takes `true` for 1.
-    version: Annotated[int, Field(strict=True, ge=VERSION, le=VERSION)] = VERSION
+    # Not Literal[1, 2]: pydantic takes `true` for 1.
+    version: Annotated[int, Field(strict=True, ge=1, le=VERSION)] = 1
     kind: Literal["task"] = "task"
     job_id: Annotated[str, Field(min_length=1, max_length=200)]
     dispatch_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
@@ -90,6 +98,7 @@ class Envelope(BaseModel):
     stage: Stage | None = None
     role: Role | None = None
     payload_ref: PayloadReference | None = None
+    options: dict[str, dict[str, Any]] = {}
 
     def encode(self) -> bytes:
         """Return the wire form: UTF-8 JSON, fields that have their default left out.
@@ -99,12 +108,11 @@ class Envelope(BaseModel):
         """
         try:
             # Left out by name where it is the default: to compare it takes as long as to write all the rest.
-            default = {"retry"} if self.retry is DEFAULT_RETRY else None
+            apart = _HEAD_AND_RETRY if self.retry is DEFAULT_RETRY else _HEAD
             # What model_dump_json calls, without its way by text.
-            body: bytes = self.__pydantic_serializer__.to_json(self, exclude_defaults=True, exclude=default)
+            body: bytes = self.__pydantic_serializer__.to_json(self, exclude_defaults=True, exclude=apart)
         except PydanticSerializationError as error:
             raise MalformedEnvelope(f"Something in the envelope of job {self.job_id} has no JSON form.") from error
-        # The version and kind are written always: they tell a reader how to read the rest.
         return b'{"version":%d,"kind":"%s",%s' % (self.version, self.kind.encode(), body[1:])
 
     @classmethod
@@ -116,10 +124,14 @@ class Envelope(BaseModel):
             UnsupportedEnvelope: The envelope says that it is of a newer version.
         """
         try:
-            return cls.model_validate_json(body)
+            envelope = cls.model_validate_json(body)
         except ValidationError as error:
             _refuse_newer_version(body)
             raise MalformedEnvelope(f"The body is not a valid envelope: {problems_in(error)}") from None
+        for name, version in _SINCE.items():
+            if envelope.version < version and name in envelope.model_fields_set:
+                raise MalformedEnvelope(f"The body is not a valid envelope: {name}: not known in its version.")
+        return envelope
 
     @property
     def deduplication_id(self) -> str:

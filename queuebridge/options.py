@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from queuebridge.errors import InvalidOption
 
 BACKEND_NAMES = ("qstash", "celery", "rq", "inline")
+_PUBLISH_ONLY = frozenset({"retry_policy"})
 
 # The last moment that a datetime can express, in Unix seconds: later ones cannot be handed to anybody.
 _END_OF_TIME = datetime.max.replace(tzinfo=timezone.utc).timestamp()
@@ -172,3 +173,22 @@ def _milliseconds(option: str, timestamp: float) -> int:
         raise InvalidOption(option, "it lies beyond the year 9999.")
     # Upwards: a job must not start before its time, not even by a fraction of a millisecond.
     return max(0, math.ceil(timestamp * 1000))
+
+
+def merged_options(
+    defaults: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return the options of single backends, by backend name: a task's own, and over them those of a call."""
+    if not given:
+        return defaults
+    if not defaults:
+        return given
+    return {name: {**defaults.get(name, {}), **given.get(name, {})} for name in {*defaults, *given}}
+
+
+def lasting_options(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the options of single backends without those that are about one act of publishing only."""
+    return {
+        backend: {name: value for name, value in options.items() if name not in _PUBLISH_ONLY}
+        for backend, options in chosen.items()
+    }

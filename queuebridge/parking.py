@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from queuebridge.backend import Backend, Publication
 from queuebridge.envelope import Envelope
@@ -50,7 +51,12 @@ class Parking:
         again = envelope.model_copy(update={"epoch": ledger_epoch(number)})
         # Not until a time: a receiver whose clock is behind would have it back at once, and again and again.
         return self._backend.publish(
-            Publication(envelope=again, delay_seconds=delay_seconds, counted_by_ledger=self._counted)
+            Publication(
+                envelope=again,
+                options=self._options(again),
+                delay_seconds=delay_seconds,
+                counted_by_ledger=self._counted,
+            )
         )
 
     def is_early(self, envelope: Envelope) -> bool:
@@ -66,4 +72,9 @@ class Parking:
             PublishError: It could not be published.
         """
         again = envelope.model_copy(update={"epoch": envelope.epoch + 1})
-        return self._backend.publish(Publication(envelope=again, counted_by_ledger=self._counted))
+        return self._backend.publish(
+            Publication(envelope=again, options=self._options(again), counted_by_ledger=self._counted)
+        )
+
+    def _options(self, envelope: Envelope) -> Mapping[str, Any]:
+        return envelope.options.get(self._backend.name, {})

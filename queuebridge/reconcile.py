@@ -138,8 +138,13 @@ class Reconciler:
                 # Only push copies travel by reference.
                 kept = self._ledger.get_payload(envelope.payload_ref.key)
                 envelope = referenced(envelope, self._custody.open(kept or b""))
-            publication = Publication(envelope=envelope.model_copy(update=changes), counted_by_ledger=True)
-            self._backends[action.copy.side].check(publication)
+            backend = self._backends[action.copy.side]
+            publication = Publication(
+                envelope=envelope.model_copy(update=changes),
+                options=envelope.options.get(backend.name, {}),
+                counted_by_ledger=True,
+            )
+            backend.check(publication)
         except LedgerUnavailable:
             raise
         except QueueBridgeError as error:

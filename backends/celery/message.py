@@ -19,8 +19,8 @@ from queuebridge.errors import MalformedEnvelope, UnsupportedEnvelope
 from queuebridge.registry import AnyTask
 
 HEADER = "queuebridge"
-# Celery carries these itself.
-_NATIVE = {"task", "job_id", "args", "kwargs", "headers"}
+# Celery carries these itself; the version is written first, and always.
+_NATIVE = {"version", "task", "job_id", "args", "kwargs", "headers"}
 # The headers of a Celery message. A custom header of the same name would take the place of Celery's own.
 NATIVE_HEADERS = frozenset(
     {

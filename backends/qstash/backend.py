@@ -284,6 +284,9 @@ class QStashBackend(Backend):
         if options is not None:
             # The names are those of the SDK.
             arguments.update(options.model_dump(exclude_none=True))
+            if publication.delay_seconds is not None:
+                # Put off because it is busy. A FIFO queue knows no delays, and would hold up all that is behind it.
+                arguments.pop("queue", None)
         return arguments
 
     def _retries(self, publication: Publication) -> int:

@@ -65,6 +65,7 @@ class Custody:
             or self._cleaned(envelope.kwargs)[1]
             or self._cleaned(envelope.metadata)[1]
             or self._cleaned(envelope.headers)[1]
+            or self._cleaned(envelope.options)[1]
         )
         if secret is None:
             return body

@@ -95,6 +95,16 @@ def test_batch_holds_each_copy_as_long_as_it_says(
     assert server.requests[-1].body.decode().count("Upstash-Not-Before") == 2
 
 
+def test_delivery_that_is_put_off_keeps_its_options_but_leaves_its_fifo_queue(
+    backend: QStashBackend, server: RecordingQStash, clock: Clock
+) -> None:
+    # A FIFO queue knows no delays, and would hold up all that is behind the busy job.
+    backend.publish(publication(clock, delay_seconds=30, options={"queue": "orders", "label": "mail"}))
+
+    assert server.requests[-1].path.startswith("/v2/publish/")
+    assert (headers(server)["Upstash-Delay"], headers(server)["Upstash-Label"]) == ("30s", "mail")
+
+
 @pytest.mark.parametrize(
     ("delay", "first_hop"),
     [

@@ -15,6 +15,7 @@ from bridge_app import FailedDelivery, create_app
 from bridge_app.replies import STATUS_CODES, retry_after
 from queuebridge import BackendUnavailable, Bridge, PermanentFailure, RetryLater, TaskRegistry, task
 from queuebridge.backend import Backend, Capabilities, Publication
+from queuebridge.envelope import VERSION
 from queuebridge.outcome import Status
 from queuebridge.receipt import Write
 
@@ -141,7 +142,7 @@ def test_unknown_task_is_404_and_may_be_retried() -> None:
 def test_newer_envelope_is_503_and_may_be_retried() -> None:
     receiver = ReceiverUnderTest()
 
-    answer = receiver.deliver(version=2, something_new={"x": 1})
+    answer = receiver.deliver(version=VERSION + 1, something_new={"x": 1})
 
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "60"
@@ -400,7 +401,7 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "foreign source body": {"sourceBody": base64.b64encode(b'{"number": 1}').decode()},
     "binary source body": {"sourceBody": base64.b64encode(bytes(range(256))).decode()},
     "source body of a newer version": {
-        "sourceBody": base64.b64encode(json.dumps(envelope(version=2)).encode()).decode()
+        "sourceBody": base64.b64encode(json.dumps(envelope(version=VERSION + 1)).encode()).decode()
     },
     "bodies that are not base64": {"sourceBody": "é", "body": "x"},
 }

@@ -179,6 +179,8 @@ def test_all_options_reach_the_envelope(bridge: Bridge, recorder: Any, send: Any
         priority=9,
         headers={"X-Request-Id": "r"},
         metadata={"user_id": 1},
+        version=2,
+        options={"celery": {"exchange": "e"}},
     )
     assert (recorder.published[-1].retry, recorder.published[-1].options) == (False, {"exchange": "e"})
 

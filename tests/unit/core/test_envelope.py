@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queuebridge import RetryPolicy
+from queuebridge import Bridge, RetryPolicy, TaskRegistry, task
 from queuebridge.envelope import VERSION, Envelope
 from queuebridge.errors import MalformedEnvelope, UnsupportedEnvelope
+from queuebridge.options import EnqueueOptions
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "envelopes"
 MINIMAL = GOLDEN / "v1-minimal.json"
 FULL = GOLDEN / "v1-full.json"
+NEWEST = GOLDEN / "v2-full.json"
 
 FIELDS: dict[str, Any] = {
     "job_id": "job",
@@ -45,7 +47,7 @@ def test_every_version_has_golden_files() -> None:
 
 
 def test_full_golden_envelope_has_every_field() -> None:
-    assert set(json.loads(FULL.read_bytes())) == set(Envelope.model_fields)
+    assert set(json.loads(NEWEST.read_bytes())) == set(Envelope.model_fields)
 
 
 def test_minimal_envelope_has_the_defaults() -> None:
@@ -81,6 +83,28 @@ def test_full_envelope_is_read_field_by_field() -> None:
     assert envelope.retry == RetryPolicy(retries=5, delays=(1.0, 60.0), base=5.0, cap=600.0, jitter=False)
     assert envelope.metadata == {"user_id": 42, "organization_id": "acme", "tags": ["a"]}
     assert envelope.deduplication_id == "key-9b74c9897bac770ffc029102a200c5de-3"
+
+
+def test_field_in_a_version_that_does_not_know_it_is_refused() -> None:
+    with pytest.raises(MalformedEnvelope, match="options: not known in its version"):
+        Envelope.decode(changed(options={}))
+
+
+def test_envelope_says_the_oldest_version_that_knows_its_fields() -> None:
+    # Executors of an earlier deployment go on running what they understand.
+    registry = TaskRegistry()
+    mail = task(name="mail", registry=registry)(lambda: None)
+    policy = {"retry_policy": {"max_retries": 1}}
+    bridge = Bridge("inline", registry=registry, environ={})
+
+    plain, special = (
+        bridge._prepare(mail, (), {}, EnqueueOptions(options=options)).envelope
+        for options in ({}, {"qstash": {"label": "mail"}, "celery": policy})
+    )
+
+    assert (plain.version, special.version) == (1, 2)
+    # How to publish is no business of whoever publishes it again.
+    assert special.options == {"qstash": {"label": "mail"}, "celery": {}}
 
 
 JSON = st.recursive(
@@ -150,8 +174,8 @@ def test_unknown_field_is_refused() -> None:
 
 
 def test_newer_version_is_told_apart_so_that_it_can_be_retried() -> None:
-    with pytest.raises(UnsupportedEnvelope, match=r"version 2; .* knows versions 1 to 1") as caught:
-        Envelope.decode(changed(version=2, colour="red"))
+    with pytest.raises(UnsupportedEnvelope, match=r"version 3; .* knows versions 1 to 2") as caught:
+        Envelope.decode(changed(version=3, colour="red"))
 
     assert caught.value.retryable
 

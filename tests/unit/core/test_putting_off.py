@@ -50,6 +50,17 @@ def test_parked_delivery_waits_by_the_transports_clock() -> None:
     assert backend.published[0].deliver_at_ms is None
 
 
+def test_options_of_the_backend_hold_for_every_publication() -> None:
+    backend = Recording()
+    parking = Parking(backend, clock=lambda: NOW)
+    labelled = envelope(version=2, options={"qstash": {"label": "mail"}, "celery": {"shadow": "x"}})
+
+    parking.park(labelled, delay_seconds=1, number=1)
+    parking.hop(labelled)
+
+    assert [publication.options for publication in backend.published] == [{"label": "mail"}] * 2
+
+
 def test_hops_never_take_an_epoch_of_the_ledger() -> None:
     backend = Recording()
     parking = Parking(backend, clock=lambda: NOW)

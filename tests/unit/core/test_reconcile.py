@@ -137,6 +137,20 @@ def test_write_of_unknown_outcome_is_repeated_under_its_own_epoch(make_world: Ma
     assert world.push.epochs == [0, 0]
 
 
+def test_job_is_published_later_with_the_options_of_its_backend(make_world: MakeWorld) -> None:
+    world = make_world(Stage.DUAL, environ=SPOOL)
+    world.legacy.answer, world.push.answer = failed("celery"), failed("qstash")
+    world.enqueue(version=2, options={"qstash": {"label": "mail"}})
+    world.legacy.answer = world.push.answer = None
+
+    after(world, 1)
+
+    assert [publication.options for publication in (world.push.sent[-1], world.legacy.sent[-1])] == [
+        {"label": "mail"},
+        {},
+    ]
+
+
 def test_spooled_job_is_tried_again_until_a_backend_takes_it(make_world: MakeWorld) -> None:
     world = make_world(Stage.DUAL, environ=SPOOL)
     world.legacy.answer, world.push.answer = failed("celery"), failed("qstash")

@@ -35,6 +35,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "position": {"args": ["ann", SECRET]},
     "metadata": {"metadata": {"token": SECRET}},
     "headers": {"headers": {"Authorization": SECRET}},
+    "options of a backend": {"options": {"qstash": {"callback_headers": {"Authorization": SECRET}}}, "version": 2},
 }
 NAMES = ("to", "password")
 
