@@ -37,6 +37,7 @@ from queuebridge.ledger import (
     State,
 )
 from queuebridge.ledger.custody import Custody, digest, referenced
+from queuebridge.ledger.facts import facts_of
 from queuebridge.ledger.settings import LedgerSettings
 from queuebridge.outcome import Outcome, Status
 from queuebridge.registry import AnyTask
@@ -222,24 +223,14 @@ class Claims:
         except InvalidOption:
             # Accepted already, so it has to run; without a body nobody can publish it again.
             body = b""
+        payload = self._custody.payload(whole, names)
         return {
-            "dispatch_id": whole.dispatch_id,
-            "job_id": whole.job_id,
+            **facts_of(whole, self._settings, body=body, payload=payload, delivered=True),
+            # The envelope may call it by an alias.
             "task": task.name,
-            "queue": whole.queue,
-            "stage": whole.stage.value if whole.stage is not None else None,
             "backend": delivery.backend,
             "message_id": delivery.message_id,
-            "enqueued_at_ms": whole.enqueued_at_ms,
-            "not_before_ms": whole.not_before_ms,
-            "expires_at_ms": whole.expires_at_ms,
-            "max_attempts": whole.retry.max_attempts,
             "digest": digest(whole),
-            "body": body,
-            "payload": self._custody.payload(whole, names),
-            "user_id": text_or_none(whole.metadata.get("user_id")),
-            "organization_id": text_or_none(whole.metadata.get("organization_id")),
-            "deadline_in_ms": deadline_in_ms(whole, self._settings, delivered=True),
         }
 
     def _shadow(self, task: AnyTask, envelope: Envelope, delivery: Delivery) -> Outcome:
@@ -281,19 +272,6 @@ def side_of(backend: str) -> Side:
 def owner() -> str:
     """Return who this thread is, for people."""
     return f"{socket.gethostname()}:{os.getpid()}:{threading.current_thread().name}"
-
-
-def text_or_none(value: Any) -> str | None:
-    """Return an id from the metadata as text."""
-    return None if value is None else str(value)[:200]
-
-
-def deadline_in_ms(envelope: Envelope, settings: LedgerSettings, *, delivered: bool = False) -> int:
-    """Return after how long a job without an end counts as lost, from now."""
-    wait = 0
-    if not delivered and envelope.not_before_ms is not None:
-        wait = max(0, envelope.not_before_ms - envelope.enqueued_at_ms)
-    return wait + round(settings.lost_after_seconds * 1000)
 
 
 def _deferred(error: Exception) -> Outcome:

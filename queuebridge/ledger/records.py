@@ -71,20 +71,18 @@ class Copy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NewDispatch:
-    """A dispatch to be recorded before it is published.
+class DispatchFacts:
+    """What the ledger keeps of a dispatch that it has never seen, however it comes to know it.
 
     Attributes:
         dispatch_id, job_id, task, queue: As in the envelope.
         stage: The stage by which it is written; None without a migration.
-        copies: The copies that are planned or held.
         body: The encoded envelope (sealed, if it must not be stored in clear), for whoever publishes it later.
         payload: The arguments as JSON text for people, without secrets.
         user_id, organization_id: From the metadata, as text.
         enqueued_at_ms: When the producer enqueued, on its clock.
         not_before_ms, expires_at_ms: The time window in which it may start.
         max_attempts: How many executions there may be.
-        check_in_ms: After how long reconcile shall look whether it was published, from now.
         deadline_in_ms: After how long without an end it counts as lost, from now.
     """
 
@@ -93,7 +91,6 @@ class NewDispatch:
     task: str
     queue: str
     stage: str | None
-    copies: tuple[Copy, ...]
     body: bytes
     payload: str
     user_id: str | None = None
@@ -102,8 +99,20 @@ class NewDispatch:
     not_before_ms: int | None = None
     expires_at_ms: int | None = None
     max_attempts: int
-    check_in_ms: int
     deadline_in_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewDispatch(DispatchFacts):
+    """A dispatch to be recorded before it is published.
+
+    Attributes:
+        copies: The copies that are planned or held.
+        check_in_ms: After how long reconcile shall look whether it was published, from now.
+    """
+
+    copies: tuple[Copy, ...]
+    check_in_ms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,43 +155,24 @@ class WriteMark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClaimRequest:
+class ClaimRequest(DispatchFacts):
     """One delivery that asks for the right to run.
 
     Attributes:
-        dispatch_id, job_id, task, queue, stage: As in the envelope.
         backend, message_id: What delivered it.
         side, role: Which copy it is; None without a migration.
         owner: Who wants to run it: host, process and thread, for people.
         lease_ms: How long the claim shall hold without being renewed.
-        enqueued_at_ms, not_before_ms, expires_at_ms: As in the envelope.
-        max_attempts: How many executions there may be.
         digest: Digest of task and arguments as this delivery has them; kept, to be compared with a shadow copy's.
-        body, payload, user_id, organization_id, deadline_in_ms: As in `NewDispatch`; kept only if the ledger has
-            never seen the dispatch.
     """
 
-    dispatch_id: str
-    job_id: str
-    task: str
-    queue: str
-    stage: str | None
     backend: str
     message_id: str
     side: Side | None = None
     role: Role | None = None
     owner: str
     lease_ms: int
-    enqueued_at_ms: int
-    not_before_ms: int | None = None
-    expires_at_ms: int | None = None
-    max_attempts: int
     digest: str | None = None
-    body: bytes
-    payload: str
-    user_id: str | None = None
-    organization_id: str | None = None
-    deadline_in_ms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,35 +241,19 @@ class Settlement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShadowNote:
+class ShadowNote(DispatchFacts):
     """What became of a shadow copy.
 
     Attributes:
-        dispatch_id, job_id, task, queue, stage, enqueued_at_ms, not_before_ms, max_attempts, deadline_in_ms, body,
-        payload, user_id, organization_id: As in `ClaimRequest`.
         backend, message_id: What delivered it.
         digest: Digest of task and arguments as the shadow copy has them.
         problem: Why it could not have run (unknown task, invalid arguments); None if it could.
     """
 
-    dispatch_id: str
-    job_id: str
-    task: str
-    queue: str
-    stage: str | None
     backend: str
     message_id: str
     digest: str
     problem: str | None
-    enqueued_at_ms: int
-    not_before_ms: int | None = None
-    expires_at_ms: int | None = None
-    max_attempts: int
-    body: bytes
-    payload: str
-    user_id: str | None = None
-    organization_id: str | None = None
-    deadline_in_ms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from queuebridge.claims import deadline_in_ms, side_of, text_or_none
+from queuebridge.claims import side_of
 from queuebridge.envelope import Envelope
 from queuebridge.errors import InvalidOption
 from queuebridge.ledger import Copy, Ledger, NewDispatch, WriteMark, WriteState
 from queuebridge.ledger.custody import Custody
+from queuebridge.ledger.facts import facts_of
 from queuebridge.ledger.settings import LedgerSettings
 from queuebridge.stages import Role
 
@@ -31,24 +32,8 @@ def new_dispatch(
         settings: After how long it counts as lost.
         check_in_ms: When reconcile is to look at it, from now.
     """
-    return NewDispatch(
-        dispatch_id=envelope.dispatch_id,
-        job_id=envelope.job_id,
-        task=envelope.task,
-        queue=envelope.queue,
-        stage=envelope.stage.value if envelope.stage is not None else None,
-        copies=tuple(copies),
-        body=body,
-        payload=payload,
-        user_id=text_or_none(envelope.metadata.get("user_id")),
-        organization_id=text_or_none(envelope.metadata.get("organization_id")),
-        enqueued_at_ms=envelope.enqueued_at_ms,
-        not_before_ms=envelope.not_before_ms,
-        expires_at_ms=envelope.expires_at_ms,
-        max_attempts=envelope.retry.max_attempts,
-        check_in_ms=check_in_ms,
-        deadline_in_ms=deadline_in_ms(envelope, settings),
-    )
+    facts = facts_of(envelope, settings, body=body, payload=payload)
+    return NewDispatch(**facts, copies=tuple(copies), check_in_ms=check_in_ms)
 
 
 def take_back(

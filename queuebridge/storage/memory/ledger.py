@@ -12,6 +12,7 @@ from queuebridge.ledger import (
     Copy,
     DeliveryOutcome,
     DeliveryRecord,
+    DispatchFacts,
     Due,
     Granted,
     Ledger,
@@ -263,7 +264,7 @@ def create_ledger(url: str) -> MemoryLedger:  # noqa: ARG001 - the same signatur
     return MemoryLedger()
 
 
-def _new_row(source: NewDispatch | ClaimRequest | ShadowNote, now_ms: int, copies: tuple[Copy, ...] = ()) -> Row:
+def _new_row(source: DispatchFacts, now_ms: int, copies: tuple[Copy, ...] = ()) -> Row:
     return Row(
         dispatch_id=source.dispatch_id,
         job_id=source.job_id,

@@ -11,20 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from queuebridge.ledger import (
-    ClaimRequest,
     Copy,
     DeliveryOutcome,
     DeliveryRecord,
+    DispatchFacts,
     Execution,
-    NewDispatch,
-    ShadowNote,
     State,
     WriteState,
 )
 from queuebridge.stages import Role, Side
 from queuebridge.storage.redis.connection import Argument
-
-Source = NewDispatch | ClaimRequest | ShadowNote
 
 _COPY = ("backend", "role", "state", "due_at_ms", "message_id", "error")
 COPY_FIELDS = ("sides", *(f"{side.value}.{name}" for side in Side for name in _COPY))
@@ -45,7 +41,7 @@ _RECORDED = (
 )
 
 
-def new_fields(source: Source, copies: Sequence[Copy] = ()) -> list[Argument]:
+def new_fields(source: DispatchFacts, copies: Sequence[Copy] = ()) -> list[Argument]:
     """Return the fields of a new dispatch, each name followed by its value."""
     found: dict[str, Argument] = {name: getattr(source, name) for name in _RECORDED}
     if copies:

@@ -29,6 +29,7 @@ from sqlalchemy.sql import ColumnElement
 from queuebridge.ledger import (
     ClaimRequest,
     DeliveryOutcome,
+    DispatchFacts,
     NewDispatch,
     Recorded,
     ShadowNote,
@@ -68,7 +69,7 @@ def _insert(dialect: str) -> Any:
     )
 
 
-def _new_row(source: NewDispatch | ClaimRequest | ShadowNote, database: Database) -> dict[str, Any]:
+def _new_row(source: DispatchFacts, database: Database) -> dict[str, Any]:
     planned = source.copies if isinstance(source, NewDispatch) else ()
     return {
         **new_values(source),

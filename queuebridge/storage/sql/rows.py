@@ -10,8 +10,8 @@ from queuebridge.ledger import (
     Copy,
     DeliveryOutcome,
     DeliveryRecord,
+    DispatchFacts,
     Execution,
-    NewDispatch,
     ShadowNote,
     State,
     WriteState,
@@ -94,7 +94,7 @@ def held_until_ms(planned: Iterable[Copy]) -> int | None:
     )
 
 
-def new_values(source: NewDispatch | ClaimRequest | ShadowNote) -> dict[str, Any]:
+def new_values(source: DispatchFacts) -> dict[str, Any]:
     """Return the columns of a dispatch that the ledger has not seen, but for copies and the ledger's own times."""
     return {
         "dispatch_id": source.dispatch_id,
