@@ -16,7 +16,7 @@ from queuebridge.publishing.draft import Publisher, SinglePublisher
 from queuebridge.registry import TaskRegistry
 from queuebridge.runner import Runner
 from queuebridge.settings import Settings, read_settings
-from queuebridge.stages import Side
+from queuebridge.stages import PUSH_BACKEND, Side, side_of
 
 if TYPE_CHECKING:
     from queuebridge.ledger import Ledger
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from queuebridge.routing import StageSource
 
 logger = logging.getLogger(__name__)
-
-_PUSH_BACKEND = "qstash"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +102,14 @@ def assemble(
         stages = create_source(
             RoutingSettings.from_environment(environ), keeping.ledger if keeping is not None else None, kind=kind
         )
-        backends = {Side.LEGACY: load(legacy), Side.PUSH: load(_PUSH_BACKEND)}
+        backends = {Side.LEGACY: load(legacy), Side.PUSH: load(PUSH_BACKEND)}
     else:
         single = backend if isinstance(backend, Backend) else load(backend or select_backend(settings))
         if keeping is not None and single.name == "inline":
             logger.warning("The inline backend runs jobs at once, and does without the ledger in QUEUEBRIDGE_LEDGER.")
             keeping = None
             runner.claims = None
-        backends = {Side.PUSH if single.name == _PUSH_BACKEND else Side.LEGACY: single}
+        backends = {side_of(single.name): single}
     push = backends.get(Side.PUSH)
     return Parts(
         backends=backends,

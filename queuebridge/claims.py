@@ -41,7 +41,7 @@ from queuebridge.ledger.facts import facts_of
 from queuebridge.ledger.settings import LedgerSettings
 from queuebridge.outcome import Outcome, Status
 from queuebridge.registry import AnyTask
-from queuebridge.stages import Role, Side
+from queuebridge.stages import Role, side_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,6 @@ _DEFER_SECONDS = 15.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
 _TRACEBACK_CHARACTERS = 20_000
-_PUSH_BACKEND = "qstash"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,11 +261,6 @@ class Claims:
             result = self._custody.result(outcome.result) if outcome.result is not None else None
             return Settlement(state=State.DONE, result=result)
         return Settlement(state=State.FAILED, error=redact(outcome.reason), traceback=_traceback(outcome.error))
-
-
-def side_of(backend: str) -> Side:
-    """Return on which side of a migration a backend is."""
-    return Side.PUSH if backend == _PUSH_BACKEND else Side.LEGACY
 
 
 def owner() -> str:

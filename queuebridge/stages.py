@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+PUSH_BACKEND = "qstash"
+
 
 class Side(enum.Enum):
     """The two ends of a migration."""
@@ -130,6 +132,11 @@ STAGES: Mapping[Stage, StagePlan] = MappingProxyType(
         ),
     }
 )
+
+
+def side_of(backend: str) -> Side:
+    """Return on which side of a migration a backend is."""
+    return Side.PUSH if backend == PUSH_BACKEND else Side.LEGACY
 
 
 def render_table() -> str:

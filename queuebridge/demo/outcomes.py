@@ -13,9 +13,7 @@ from queuebridge.demo.effects import BackendResult, is_true, percentile
 from queuebridge.demo.producer import Accepted
 from queuebridge.demo.steps import STEPS, Step
 from queuebridge.ledger import DeliveryOutcome, DeliveryRecord, Execution
-from queuebridge.stages import Side
-
-PUSH_BACKEND = "qstash"
+from queuebridge.stages import PUSH_BACKEND, Side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

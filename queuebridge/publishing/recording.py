@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from queuebridge.claims import side_of
 from queuebridge.envelope import Envelope
 from queuebridge.errors import InvalidOption
 from queuebridge.ledger import Copy, Ledger, NewDispatch, WriteMark, WriteState
 from queuebridge.ledger.custody import Custody
 from queuebridge.ledger.facts import facts_of
 from queuebridge.ledger.settings import LedgerSettings
-from queuebridge.stages import Role
+from queuebridge.stages import Role, side_of
 
 
 def new_dispatch(
