@@ -200,5 +200,4 @@ def _publisher(
     staged = StagedPublisher(backends, ledger, chosen, custody, clock=clock)
     if not migrating:
         return staged
-    spools = chosen.on_publish_error == "spool"
-    return PublisherByStage(staged, backends, has_ledger=ledger is not None, spools=spools)
+    return PublisherByStage(staged, backends, has_ledger=ledger is not None)

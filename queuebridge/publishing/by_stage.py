@@ -9,7 +9,7 @@ from queuebridge.backend import Backend
 from queuebridge.publishing.draft import Draft, Publisher, SinglePublisher
 from queuebridge.publishing.staged import StagedPublisher
 from queuebridge.receipt import Receipt
-from queuebridge.stages import Side, Stage
+from queuebridge.stages import Side
 
 _Prepared: TypeAlias = tuple[Publisher, Any]
 
@@ -20,19 +20,14 @@ class PublisherByStage:
     Args:
         staged: Publishes by the plan of a stage.
         backends: The backend of each side.
-        has_ledger: Whether there is a ledger; then only stage `legacy` goes without a record.
-        spools: Whether jobs whose writes fail are kept in the ledger, so that all have to be recorded.
+        has_ledger: Whether there is a ledger, in which executors claim even what was not recorded.
     """
 
-    def __init__(
-        self, staged: StagedPublisher, backends: Mapping[Side, Backend], *, has_ledger: bool, spools: bool
-    ) -> None:
+    def __init__(self, staged: StagedPublisher, backends: Mapping[Side, Backend], *, has_ledger: bool) -> None:
         self._staged = staged
         self._alone = {
             side: SinglePublisher(backend, counted_by_ledger=has_ledger) for side, backend in backends.items()
         }
-        self._has_ledger = has_ledger
-        self._spools = spools
 
     def prepare(self, draft: Draft) -> _Prepared:
         """Check a job; see `Publisher.prepare`."""
@@ -64,8 +59,4 @@ class PublisherByStage:
         plan = draft.stage.plan if draft.stage is not None else None
         if plan is None or draft.transaction is not None or len(plan.copies) > 1 or plan.fallback is not None:
             return self._staged
-        # Stage legacy is what the library alone does: one write, and nothing that anybody could have to repair.
-        recorded = self._has_ledger and (
-            draft.stage is not Stage.LEGACY or self._spools or draft.envelope.idempotency_key is not None
-        )
-        return self._staged if recorded else self._alone[plan.preferred]
+        return self._staged if self._staged.wants_record(draft) else self._alone[plan.preferred]

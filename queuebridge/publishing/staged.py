@@ -125,18 +125,21 @@ class StagedPublisher:
         """End the threads."""
         self.writer.close()
 
-    def _records(self, prepared: Prepared) -> bool:
-        """Return whether a job is recorded before it is published."""
+    def wants_record(self, draft: Draft) -> bool:
+        """Return whether a job is recorded before it is published, however long its arguments are."""
         if self._ledger is None:
             return False
         # Stage legacy is what the library alone does: one write, and nothing that anybody could have to repair.
         return (
-            prepared.draft.stage is not Stage.LEGACY
-            or prepared.draft.transaction is not None
-            or prepared.aside is not None
-            or prepared.envelope.idempotency_key is not None
+            draft.stage is not Stage.LEGACY
+            or draft.transaction is not None
+            or draft.envelope.idempotency_key is not None
             or self._settings.on_publish_error == "spool"
         )
+
+    def _records(self, prepared: Prepared) -> bool:
+        # Arguments that are kept aside are in the ledger anyway.
+        return prepared.aside is not None or self.wants_record(prepared.draft)
 
     def _record(self, jobs: Sequence[Job], answers: dict[int, Receipt | Exception]) -> None:
         ledger = self._ledger
