@@ -49,6 +49,7 @@ class Prepared:
         plan: What its stage does.
         copies: The copies to write, by side.
         stored: The envelope that the ledger keeps.
+        body: The same encoded, and sealed if it must not be stored in clear; None if the job is not recorded.
         aside: Arguments that are too long for a transport, to be kept by the ledger; None if there are none.
     """
 
@@ -56,6 +57,7 @@ class Prepared:
     plan: StagePlan
     copies: dict[Side, PlannedCopy] = field(default_factory=dict)
     stored: Envelope
+    body: bytes | None = None
     aside: bytes | None = None
 
     @property

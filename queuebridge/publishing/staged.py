@@ -98,7 +98,7 @@ class StagedPublisher:
         prepared = self._planner.plan(draft, plan)
         if self._custody is not None and self._records(prepared):
             # Here, where nothing was sent yet: a job with secrets may have to be refused.
-            self._custody.store(draft.envelope, b"", draft.parameter_names)
+            prepared.body = self._custody.store(draft.envelope, prepared.stored.encode(), draft.parameter_names)
         return prepared
 
     def publish(self, prepared: Prepared) -> Receipt:
@@ -360,15 +360,13 @@ class StagedPublisher:
 
     def _new_dispatch(self, prepared: Prepared, *, check_in_ms: int = CHECK_PUBLISHED_MS) -> NewDispatch:
         envelope = prepared.envelope
-        custody = self._custody
-        if custody is None:
+        if self._custody is None or prepared.body is None:
             raise LedgerRequired("Recording a job")
-        names = prepared.draft.parameter_names
         return new_dispatch(
             envelope,
             [planned(copy) for copy in prepared.copies.values()],
-            body=custody.store(envelope, prepared.stored.encode(), names),
-            payload=custody.payload(envelope, names),
+            body=prepared.body,
+            payload=self._custody.payload(envelope, prepared.draft.parameter_names),
             settings=self._settings,
             check_in_ms=check_in_ms,
         )
