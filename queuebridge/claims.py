@@ -40,7 +40,7 @@ from queuebridge.ledger.custody import Custody, digest, referenced
 from queuebridge.ledger.facts import facts_of
 from queuebridge.ledger.settings import LedgerSettings
 from queuebridge.outcome import Outcome, Status
-from queuebridge.registry import AnyTask
+from queuebridge.runnable import Runnable
 from queuebridge.stages import Role, side_of
 
 logger = logging.getLogger(__name__)
@@ -94,13 +94,14 @@ class Claims:
         self._clock = clock
         self._keeper = LeaseKeeper(self._renew)
 
-    def begin(self, task: AnyTask, envelope: Envelope, delivery: Delivery) -> Ticket | Outcome:
+    def begin(self, runnable: Runnable, envelope: Envelope, delivery: Delivery) -> Ticket | Outcome:
         """Claim a delivery. Returns the right to execute it, or how the delivery ends without an execution."""
         try:
             if envelope.role is Role.SHADOW:
-                return self._shadow(task, envelope, delivery)
+                return self._shadow(runnable, envelope, delivery)
             whole, problem = self._whole_or_problem(envelope)
-            claim = self.ledger.claim(self._request(task, whole, envelope, delivery), grace_ms=self._settings.grace_ms)
+            request = self._request(runnable, whole, envelope, delivery)
+            claim = self.ledger.claim(request, grace_ms=self._settings.grace_ms)
         except LedgerUnavailable as error:
             return self._without_ledger(envelope, delivery, error)
         except ConfigurationError as error:
@@ -205,18 +206,18 @@ class Claims:
         except MalformedEnvelope as error:
             return envelope, error
 
-    def _request(self, task: AnyTask, whole: Envelope, carried: Envelope, delivery: Delivery) -> ClaimRequest:
+    def _request(self, runnable: Runnable, whole: Envelope, carried: Envelope, delivery: Delivery) -> ClaimRequest:
         # The copy as it was carried: one by reference must not put its long arguments into the ledger again.
         return ClaimRequest(
-            **self._common(task, whole, carried, delivery),
+            **self._common(runnable, whole, carried, delivery),
             side=side_of(delivery.backend),
             role=carried.role,
             owner=owner(),
             lease_ms=self._settings.lease_ms,
         )
 
-    def _common(self, task: AnyTask, whole: Envelope, carried: Envelope, delivery: Delivery) -> dict[str, Any]:
-        names = task.arguments.positional
+    def _common(self, runnable: Runnable, whole: Envelope, carried: Envelope, delivery: Delivery) -> dict[str, Any]:
+        names = runnable.positional
         try:
             body = self._custody.store(whole, carried.encode(), names)
         except InvalidOption:
@@ -226,21 +227,21 @@ class Claims:
         return {
             **facts_of(whole, self._settings, body=body, payload=payload, delivered=True),
             # The envelope may call it by an alias.
-            "task": task.name,
+            "task": runnable.name,
             "backend": delivery.backend,
             "message_id": delivery.message_id,
             "digest": digest(whole),
         }
 
-    def _shadow(self, task: AnyTask, envelope: Envelope, delivery: Delivery) -> Outcome:
+    def _shadow(self, runnable: Runnable, envelope: Envelope, delivery: Delivery) -> Outcome:
         problem = None
         whole = envelope
         try:
             whole = self._with_arguments(envelope)
-            task.arguments.load(whole.args, whole.kwargs)
+            runnable.check(whole)
         except (InvalidArguments, MalformedEnvelope) as error:
             problem = redact(str(error))
-        self.ledger.note_shadow(ShadowNote(**self._common(task, whole, envelope, delivery), problem=problem))
+        self.ledger.note_shadow(ShadowNote(**self._common(runnable, whole, envelope, delivery), problem=problem))
         return Outcome(status=Status.SHADOWED)
 
     def _without_ledger(self, envelope: Envelope, delivery: Delivery, error: LedgerUnavailable) -> Ticket | Outcome:

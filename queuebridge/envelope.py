@@ -19,7 +19,7 @@ from queuebridge.stages import Role, Stage
 # deployment go on reading what they can run.
 VERSION: Final = 2
 # Since which version a field is known; those that are not here are as old as the format.
-_SINCE: Final = {"options": 2}
+_SINCE: Final = {"options": 2, "message": 2}
 # Written always, and first: they tell a reader how to read the rest.
 _HEAD: Final = {"version", "kind"}
 _HEAD_AND_RETRY: Final = {*_HEAD, "retry"}
@@ -48,7 +48,7 @@ class Envelope(BaseModel):
 
     Attributes:
         version: The version of this format.
-        kind: `task`: a queuebridge task with JSON arguments.
+        kind: `task`: a queuebridge task. `celery`, `rq`: a call that was written for that library. Since version 2.
         job_id: What the caller got back.
         dispatch_id: This publication of the job. Copies of one publication share it; a retry that
             publishes anew has another one.
@@ -69,6 +69,7 @@ class Envelope(BaseModel):
         role: In a dual-write stage, what this copy is for.
         payload_ref: Where the arguments are, if they were too long for the transport.
         options: Options of single backends, by backend name, for every publication of this dispatch. Since version 2.
+        message: Of a call of Celery's or RQ's, what the library carries besides the arguments. Since version 2.
     """
 
     model_config = ConfigDict(
@@ -77,7 +78,7 @@ class Envelope(BaseModel):
 
     # Not Literal[1, 2]: pydantic takes `true` for 1.
     version: Annotated[int, Field(strict=True, ge=1, le=VERSION)] = 1
-    kind: Literal["task"] = "task"
+    kind: Literal["task", "celery", "rq"] = "task"
     job_id: Annotated[str, Field(min_length=1, max_length=200)]
     dispatch_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
     task: Annotated[str, Field(min_length=1)]
@@ -99,6 +100,7 @@ class Envelope(BaseModel):
     role: Role | None = None
     payload_ref: PayloadReference | None = None
     options: dict[str, dict[str, Any]] = {}
+    message: dict[str, Any] = {}
 
     def encode(self) -> bytes:
         """Return the wire form: UTF-8 JSON, fields that have their default left out.
@@ -131,6 +133,8 @@ class Envelope(BaseModel):
         for name, version in _SINCE.items():
             if envelope.version < version and name in envelope.model_fields_set:
                 raise MalformedEnvelope(f"The body is not a valid envelope: {name}: not known in its version.")
+        if envelope.version < 2 and envelope.kind != "task":
+            raise MalformedEnvelope("The body is not a valid envelope: kind: not known in its version.")
         return envelope
 
     @property

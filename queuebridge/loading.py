@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from queuebridge.errors import ConfigurationError, MissingExtra
 if TYPE_CHECKING:
     from queuebridge.backend import Backend
     from queuebridge.delivery import DeliveryVerifier
+    from queuebridge.envelope import Envelope
     from queuebridge.ledger import Ledger
     from queuebridge.registry import TaskRegistry
+    from queuebridge.runnable import Runnable
     from queuebridge.runner import Runner
     from queuebridge.settings import Settings
 
@@ -41,6 +43,11 @@ LEDGER_MODULES = {
 }
 # The packages among them whose schema has to be upgraded, and the module with `upgrade(url) -> str`.
 LEDGER_UPGRADES = {"queuebridge.storage.sql": "queuebridge.storage.sql.upgrade"}
+# kind of an envelope that is no task of ours -> module that defines `find(envelope) -> Runnable`
+FOREIGN_MODULES = {
+    "celery": "queuebridge.backends.celery.receiving",
+    "rq": "queuebridge.backends.rq.receiving",
+}
 VERIFIER_MODULE = "queuebridge.backends.qstash.verification"
 
 # Top-level module of a library -> (the name on the package index, the extra that installs it)
@@ -93,6 +100,18 @@ def load_verifier(settings: Settings, environ: Mapping[str, str]) -> DeliveryVer
     module = import_optional(VERIFIER_MODULE, feature="The receiver")
     verifier: DeliveryVerifier = module.create_verifier(settings, environ)
     return verifier
+
+
+def load_foreign(kind: str) -> Callable[[Envelope], Runnable]:
+    """Return what finds out what an envelope of this kind names; the library that the call was written for is needed.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    find: Callable[[Envelope], Runnable] = import_optional(
+        FOREIGN_MODULES[kind], feature=f"A call that was written for {kind}"
+    ).find
+    return find
 
 
 def load_ledger(url: str) -> Ledger:

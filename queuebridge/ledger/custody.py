@@ -12,6 +12,8 @@ from queuebridge.errors import ConfigurationError, InvalidOption, MalformedEnvel
 from queuebridge.loading import import_optional
 
 REDACTED = "***"
+# The part of a message with arguments that are not JSON, in base64.
+OPAQUE = "body"
 # What a sealed body begins with; an envelope begins with `{`.
 _SEALED = b"sealed:"
 # Longer texts are cut: this is for people, the whole is in the body.
@@ -46,6 +48,8 @@ class Custody:
         shown: dict[str, Any] = {"args": args, "kwargs": kwargs}
         if metadata:
             shown["metadata"] = metadata
+        if OPAQUE in envelope.message:
+            shown = {"not JSON": envelope.message.get("content_type")}
         text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
         return text if len(text) <= _SHOWN_CHARACTERS else json.dumps({"cut": text[:_SHOWN_CHARACTERS]})
 
@@ -66,10 +70,18 @@ class Custody:
             or self._cleaned(envelope.metadata)[1]
             or self._cleaned(envelope.headers)[1]
             or self._cleaned(envelope.options)[1]
+            or self._cleaned(envelope.message)[1]
         )
-        if secret is None:
+        if secret is None and OPAQUE not in envelope.message:
             return body
         if self._fernet is None:
+            if secret is None:
+                raise InvalidOption(
+                    "serializer",
+                    f"the arguments of {envelope.task} are not plain JSON, so that nobody can see whether they have "
+                    "secrets, which the ledger never stores in clear. Set QUEUEBRIDGE_LEDGER_KEY, made with "
+                    "`queuebridge ledger key`, in all processes; or use the json serializer without compression.",
+                )
             raise InvalidOption(
                 secret,
                 "its name is on the list of secrets (QUEUEBRIDGE_REDACT), which the ledger never stores in clear. Set "
@@ -132,7 +144,10 @@ class Custody:
 
 def digest(envelope: Envelope) -> str:
     """Return a digest of task and arguments, the same for every copy of a dispatch that carries the same job."""
-    content = json.dumps([envelope.task, envelope.args, envelope.kwargs], sort_keys=True, separators=(",", ":"))
+    parts = [envelope.task, envelope.args, envelope.kwargs]
+    if OPAQUE in envelope.message:
+        parts.append(envelope.message[OPAQUE])
+    content = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -159,4 +174,5 @@ def referenced(envelope: Envelope, body: bytes) -> Envelope:
     if hashlib.sha256(body).hexdigest() != reference.sha256:
         raise MalformedEnvelope(f"The stored arguments of job {envelope.job_id} are not those it was enqueued with.")
     whole = Envelope.decode(body)
-    return envelope.model_copy(update={"args": whole.args, "kwargs": whole.kwargs, "payload_ref": None})
+    arguments = {"args": whole.args, "kwargs": whole.kwargs, "message": whole.message}
+    return envelope.model_copy(update={**arguments, "payload_ref": None})

@@ -178,7 +178,7 @@ class CopyPlanner:
         sha256 = hashlib.sha256(body).hexdigest()
         # Not the dispatch: another enqueue under its idempotency key has another body, and must not replace this one.
         reference = PayloadReference(key=sha256, sha256=sha256, size=len(body))
-        shorter = {"args": [], "kwargs": {}, "payload_ref": reference}
+        shorter = {"args": [], "kwargs": {}, "message": {}, "payload_ref": reference}
         prepared.aside = body
         prepared.stored = prepared.draft.envelope.model_copy(update=shorter)
         return self._publication(

@@ -84,7 +84,7 @@ def run(registry: TaskRegistry) -> Run:
 
 def records_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """Return what the runner has logged."""
-    return [record for record in caplog.records if record.name == "queuebridge.runner"]
+    return [record for record in caplog.records if record.name.startswith("queuebridge.run")]
 
 
 def fail(error: BaseException) -> Callable[[], None]:
