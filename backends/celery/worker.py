@@ -9,7 +9,8 @@ from typing import Any
 import celery
 from celery.exceptions import Ignore, Reject, Retry
 
-from queuebridge.backends.celery.backend import CeleryBackend, longest_delay
+from queuebridge.backends.celery.backend import CeleryBackend
+from queuebridge.backends.celery.configured_app import longest_delay
 from queuebridge.backends.celery.message import HEADER, decode_message, encode_header, own_headers
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery

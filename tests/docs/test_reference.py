@@ -22,7 +22,7 @@ import queuebridge
 from bridge_app.replies import STATUS_CODES
 from queuebridge import settings
 from queuebridge.backend import Backend, Capabilities
-from queuebridge.backends.celery.backend import CeleryOptions
+from queuebridge.backends.celery.options import CeleryOptions
 from queuebridge.backends.qstash.options import QStashOptions
 from queuebridge.backends.rq.backend import RQOptions
 from queuebridge.cli.app import ExitCode, root
