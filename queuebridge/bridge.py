@@ -63,6 +63,8 @@ class Bridge:
         ledger: The ledger; None without one.
         runner: Executes deliveries.
         parking: Puts push deliveries off; None where nothing is pushed.
+        publisher: Publishes jobs.
+        stages: Where the stages of a migration come from; None without one.
 
     Raises:
         ConfigurationError: The environment selects no backend, or a setting is wrong.
@@ -84,8 +86,8 @@ class Bridge:
         self.settings = Settings.from_environment(environ)
         self.registry = registry if registry is not None else default_registry
         parts = assemble(self.settings, environ, self.registry, backend=backend, ledger=ledger, kind=kind, clock=clock)
-        self._publisher = parts.publisher
-        self._stages = parts.stages
+        self.publisher = parts.publisher
+        self.stages = parts.stages
         self._keeping = parts.keeping
         self.backends = parts.backends
         self.runner = parts.runner
@@ -99,7 +101,7 @@ class Bridge:
     @property
     def legacy(self) -> Backend | None:
         """Return the old backend of a migration; None without one."""
-        return self.backends[Side.LEGACY] if self._stages is not None else None
+        return self.backends[Side.LEGACY] if self.stages is not None else None
 
     @property
     def worker_backend(self) -> Backend:
@@ -110,6 +112,11 @@ class Bridge:
     def ledger(self) -> Ledger | None:
         """Return the ledger; None without one."""
         return self._keeping.ledger if self._keeping is not None else None
+
+    @property
+    def spools(self) -> bool:
+        """Return whether jobs that no backend takes are kept in the ledger."""
+        return self._keeping is not None and self._keeping.settings.on_publish_error == "spool"
 
     def load_tasks(self) -> None:
         """Import the modules named by QUEUEBRIDGE_TASKS and check every task's arguments.
@@ -154,7 +161,7 @@ class Bridge:
         Raises:
             TypeError: `task` is no task, `args` no list or tuple, or `kwargs` no mapping.
         """
-        return self._publisher.publish(self._prepare(task, args, kwargs, options))
+        return self.publisher.publish(self._prepare(task, args, kwargs, options))
 
     async def aapply_async(
         self,
@@ -190,7 +197,7 @@ class Bridge:
             prepared.append(self._prepare(one.task, one.args, one.kwargs, one.options))
         if not prepared:
             return []
-        results = self._publisher.publish_many(prepared)
+        results = self.publisher.publish_many(prepared)
         receipts = [result for result in results if isinstance(result, Receipt)]
         if len(receipts) < len(results):
             raise EnqueueManyError(results)
@@ -243,9 +250,9 @@ class Bridge:
 
     def close(self) -> None:
         """Give up connections and end threads."""
-        if self._stages is not None:
-            self._stages.close()
-        self._publisher.close()
+        if self.stages is not None:
+            self.stages.close()
+        self.publisher.close()
         for backend in self.backends.values():
             backend.close()
         if self._keeping is not None:
@@ -289,7 +296,7 @@ class Bridge:
             raise TypeError(f"kwargs must be a mapping of names to arguments, not {type(kwargs).__name__}.")
         chosen = merged_options(task.options, options.options)
         envelope = self._envelope(task, args, kwargs, options, chosen)
-        return self._publisher.prepare(
+        return self.publisher.prepare(
             Draft(
                 envelope=envelope,
                 retry=options.retry,
@@ -340,8 +347,8 @@ class Bridge:
             "headers": options.headers,
             "trace": current_trace(),
         }
-        if self._stages is not None:
-            decision = self._stages.settings().stage_for(task.name, fields["queue"], job_id, metadata)
+        if self.stages is not None:
+            decision = self.stages.settings().stage_for(task.name, fields["queue"], job_id, metadata)
             fields["stage"] = decision.stage
         if chosen:
             # Whoever publishes this dispatch again has no other way to know them.

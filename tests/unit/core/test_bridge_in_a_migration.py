@@ -134,7 +134,7 @@ def test_single_backend_with_a_ledger_is_recorded_and_claimed(parts: Parts) -> N
 def test_single_backend_without_a_ledger_opens_no_store(parts: Parts) -> None:
     bridge = parts.bridge({"QUEUEBRIDGE_BACKEND": "rq"}, ledger=None)
 
-    assert isinstance(bridge._publisher, SinglePublisher)
+    assert isinstance(bridge.publisher, SinglePublisher)
     assert (bridge.ledger, bridge.runner.claims, bridge.enqueue(send, "ann").recorded) == (None, None, False)
 
 
@@ -171,7 +171,7 @@ def test_closing_closes_everything_and_the_bridge_can_be_used_again(
     bridge.close()
 
     assert closed == ["celery", "qstash", "ledger"]
-    assert bridge._publisher._staged.writer._pool is None  # type: ignore[attr-defined]
+    assert bridge.publisher._staged.writer._pool is None  # type: ignore[attr-defined]
     assert len(bridge.enqueue(send, "ann").writes) == 2
 
 

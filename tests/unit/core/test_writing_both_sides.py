@@ -134,7 +134,7 @@ def test_forked_process_writes_in_threads_of_its_own(make_world: MakeWorld, monk
 def test_closing_a_bridge_ends_its_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = Bridge(SideBackend("celery"), registry=TaskRegistry(), environ={})
     closed: list[bool] = []
-    monkeypatch.setattr(bridge._publisher, "close", lambda: closed.append(True))
+    monkeypatch.setattr(bridge.publisher, "close", lambda: closed.append(True))
 
     bridge.close()
 
