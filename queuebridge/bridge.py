@@ -346,13 +346,15 @@ class Bridge:
             "metadata": metadata,
             "headers": options.headers,
             "trace": current_trace(),
+            "options": {},
+            "message": {},
         }
         if self.stages is not None:
             decision = self.stages.settings().stage_for(task.name, fields["queue"], job_id, metadata)
             fields["stage"] = decision.stage
         if chosen:
             # Whoever publishes this dispatch again has no other way to know them.
-            fields.update(version=VERSION, options=lasting_options(chosen))
+            optional.update(version=VERSION, options=lasting_options(chosen))
         # Only what is set: each field that is given costs time to validate. Not so empty ones: pydantic would copy
         # their defaults deeply, which takes longer.
         fields.update({name: value for name, value in optional.items() if value is not None})

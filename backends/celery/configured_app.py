@@ -52,7 +52,13 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
             import redis  # noqa: F401 - kombu's own error does not say what to install
         except ModuleNotFoundError as error:
             raise MissingExtra("A Redis broker", "redis", "redis") from error
-    app = celery.Celery("queuebridge", broker=broker, backend=_secret(settings.result_backend), set_as_current=False)
+    app = celery.Celery(
+        "queuebridge",
+        amqp="queuebridge.backends.celery.amqp:BridgedAMQP",
+        broker=broker,
+        backend=_secret(settings.result_backend),
+        set_as_current=False,
+    )
     app.conf.update(
         accept_content=["json"],
         broker_connection_retry_on_startup=True,
