@@ -12,7 +12,9 @@ _API = "opentelemetry.trace"
 def current_trace() -> dict[str, str]:
     """Return `traceparent` and `tracestate` of the active span; empty without OpenTelemetry."""
     # A program that traces has imported the API already; for any other one this costs a dictionary look-up.
-    if _API not in sys.modules:
+    api = sys.modules.get(_API)
+    # A library that could be traced imports it too: without an active span there is nothing to carry.
+    if api is None or not api.get_current_span().get_span_context().is_valid:
         return {}
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
