@@ -141,7 +141,7 @@ def measure(ledger: SqlLedger) -> dict[str, tuple[float, float]]:
         f"purge of {PURGED}": times_ms(lambda: ledger.purge(settled_before_ms=now_ms, limit=PURGED), 20),
     }
     for dispatch in due:
-        ledger.withdraw(dispatch.dispatch_id, error="measured")
+        ledger.check_in(dispatch.dispatch_id, HOUR_MS)
     return figures
 
 
