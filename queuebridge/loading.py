@@ -57,6 +57,7 @@ OPTIONAL_LIBRARIES = {
     "jwt": ("PyJWT", "qstash"),
     "flask": ("flask", "qstash"),
     "celery": ("celery", "celery"),
+    "billiard": ("celery", "celery"),
     "kombu": ("celery", "celery"),
     "rq": ("rq", "rq"),
     "redis": ("redis", "redis"),

@@ -14,8 +14,10 @@ from queuebridge.errors import TaskTimeout
 logger = logging.getLogger(__name__)
 
 
-def time_limit(seconds: float | None) -> AbstractContextManager[None]:
-    """Raise TaskTimeout inside the block when it takes longer than `seconds`; None sets no limit.
+def time_limit(seconds: float | None, error: type[Exception] = TaskTimeout) -> AbstractContextManager[None]:
+    """Raise an exception inside the block when it takes longer than `seconds`; None sets no limit.
+
+    `error` is its class, which takes the limit in seconds, or nothing.
 
     In the main thread an alarm signal interrupts even blocking calls. In any other thread an asynchronous
     exception is set, which takes effect at the next Python instruction: a blocking call is not interrupted,
@@ -28,8 +30,8 @@ def time_limit(seconds: float | None) -> AbstractContextManager[None]:
     if seconds is None:
         return nullcontext()
     if threading.current_thread() is threading.main_thread():
-        return _Alarm(seconds)
-    return _AsynchronousException(seconds)
+        return _Alarm(seconds, error)
+    return _AsynchronousException(seconds, error)
 
 
 # Both limits are classes, not generators: the exception may be raised between the end of the block and the first
@@ -39,8 +41,9 @@ def time_limit(seconds: float | None) -> AbstractContextManager[None]:
 class _Alarm:
     """A limit in the main thread."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, error: type[Exception]) -> None:
         self._seconds = seconds
+        self._error = error
         self._armed = False
 
     def __enter__(self) -> None:
@@ -64,7 +67,7 @@ class _Alarm:
         if self._armed:
             # Here and not in __exit__ alone, which this very exception may keep from running.
             self._disarm()
-            raise TaskTimeout(self._seconds)
+            raise self._error(self._seconds)
 
     def _disarm(self) -> None:
         if not self._armed:
@@ -84,8 +87,9 @@ class _Harmless(Exception):
 class _AsynchronousException:
     """A limit in a thread other than the main one."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, error: type[Exception]) -> None:
         self._seconds = seconds
+        self._error = error
         self._lock = threading.Lock()
         self._running = True
         self._fired = False
@@ -96,7 +100,7 @@ class _AsynchronousException:
 
         # Has an exception raised in a thread at its next instruction, in place of one that was not raised yet.
         self._set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
-        self._timed_out = ctypes.py_object(TaskTimeout)
+        self._timed_out = ctypes.py_object(self._error)
         self._harmless = ctypes.py_object(_Harmless)
         self._thread = ctypes.c_ulong(threading.get_ident())
         self._timer = threading.Timer(self._seconds, self._expire)
@@ -111,14 +115,14 @@ class _AsynchronousException:
         with self._lock:
             # Under the lock: after this line the exception can no longer be set.
             self._running = False
-            if self._fired and kind is not TaskTimeout:
+            if self._fired and kind is not self._error:
                 # Set, but perhaps not raised before the block ended; it must not hit what follows. Replaced, not
                 # taken back: with nothing to take back, Python 3.11 would hang under a tracer.
                 try:
                     self._set_exception(self._thread, self._harmless)
                     while True:
                         pass
-                except (_Harmless, TaskTimeout):
+                except (_Harmless, self._error):
                     pass
         self._timer.cancel()
         if self._fired and isinstance(error, TaskTimeout) and error.seconds is None:

@@ -18,6 +18,7 @@ from queuebridge.backend import Backend, Capabilities, Publication, read_options
 from queuebridge.backends.celery.configured_app import longest_delay, make_app
 from queuebridge.backends.celery.failures import connection_errors, failure
 from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, encode_header
+from queuebridge.backends.celery.native import from_envelope
 from queuebridge.backends.celery.options import MAX_PRIORITY, CeleryOptions
 from queuebridge.backends.celery.settings import CelerySettings
 from queuebridge.errors import BackendUnavailable, InvalidOption, OptionNotSupported, PublishOutcomeUnknown
@@ -65,6 +66,10 @@ class CeleryBackend(Backend):
             raise InvalidOption("options['celery'] priority", "give it or priority= (the task's included), not both.")
         if envelope.priority is not None and not 0 <= envelope.priority <= MAX_PRIORITY:
             raise InvalidOption("priority", f"Celery knows 0 to {MAX_PRIORITY}, not {envelope.priority}.")
+        if envelope.kind == "celery":
+            # What it says besides is what the app has always said to its broker.
+            from_envelope(envelope)
+            return
         for name in envelope.headers:
             if name == HEADER or name in NATIVE_HEADERS:
                 raise InvalidOption("headers", f"the name {name!r} is one that Celery and queuebridge use themselves.")
@@ -124,6 +129,41 @@ class CeleryBackend(Backend):
             return error
 
     def _send(self, publication: Publication, producer: Any) -> Write:
+        try:
+            if publication.envelope.kind == "celery":
+                self._send_native(publication, producer)
+            else:
+                self._send_task(publication, producer)
+        except connection_errors() as error:
+            # A connection that failed once is not used again.
+            producer.connection.collect()
+            raise failure(error, publication.envelope.job_id) from error
+        return Write(backend=self.name, message_id=publication.envelope.job_id)
+
+    def _send_native(self, publication: Publication, producer: Any) -> None:
+        """Hand a message of an existing application to the broker as its app would."""
+        envelope = publication.envelope
+        message = from_envelope(envelope)
+        given = _options(publication).model_dump(exclude_unset=True) if publication.options else {}
+        retry = publication.retry if publication.retry is not None else self.app.conf.task_publish_retry
+        producer.publish(
+            message.body,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            headers={**message.headers, HEADER: encode_header(envelope)},
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            declare=[self.app.amqp.queues[message.queue]] if message.queue is not None else [],
+            retry=retry,
+            retry_policy={
+                **(given.get("retry_policy") or self.app.conf.task_publish_retry_policy),
+                "errback": _until(time.monotonic() + self._timeout),
+            },
+            confirm_timeout=self._timeout,
+            **message.properties,
+        )
+
+    def _send_task(self, publication: Publication, producer: Any) -> None:
         envelope = publication.envelope
         more: dict[str, Any] = {}
         if envelope.queue != self._default_queue:
@@ -142,23 +182,17 @@ class CeleryBackend(Backend):
         if publication.retry is not None:
             more["retry"] = publication.retry
         policy = {**(more.pop("retry_policy", None) or {}), "errback": _until(time.monotonic() + self._timeout)}
-        try:
-            self.app.send_task(
-                envelope.task,
-                args=envelope.args,
-                kwargs=envelope.kwargs,
-                task_id=envelope.job_id,
-                headers={**envelope.headers, HEADER: encode_header(envelope)},
-                producer=producer,
-                retry_policy=policy,
-                confirm_timeout=self._timeout,
-                **more,
-            )
-        except connection_errors() as error:
-            # A connection that failed once is not used again.
-            producer.connection.collect()
-            raise failure(error, envelope.job_id) from error
-        return Write(backend=self.name, message_id=envelope.job_id)
+        self.app.send_task(
+            envelope.task,
+            args=envelope.args,
+            kwargs=envelope.kwargs,
+            task_id=envelope.job_id,
+            headers={**envelope.headers, HEADER: encode_header(envelope)},
+            producer=producer,
+            retry_policy=policy,
+            confirm_timeout=self._timeout,
+            **more,
+        )
 
     def ping(self) -> str:
         """Connect to the broker; see `Backend.ping`."""

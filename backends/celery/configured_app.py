@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from urllib.parse import urlsplit
 
 import celery
@@ -13,6 +16,19 @@ from queuebridge.errors import ConfigurationError, MissingExtra
 from queuebridge.loading import import_attribute
 
 _WITH_PORT = ("amqp", "amqps", "pyamqp", "redis", "rediss", "sentinel")
+
+
+_app_in_hand: ContextVar[celery.Celery | None] = ContextVar("queuebridge_celery_app", default=None)
+
+
+@contextmanager
+def using_app(app: celery.Celery) -> Iterator[None]:
+    """Have bridges that are made inside the block publish through this app, if the environment names no other."""
+    token = _app_in_hand.set(app)
+    try:
+        yield
+    finally:
+        _app_in_hand.reset(token)
 
 
 def longest_delay(app: celery.Celery) -> float | None:
@@ -40,6 +56,9 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
                 f"QUEUEBRIDGE_CELERY_APP={settings.app!r} is a {type(app).__name__}, not a Celery app."
             )
         return app
+    in_hand = _app_in_hand.get()
+    if in_hand is not None:
+        return in_hand
     if settings.broker_url is None:
         raise ConfigurationError(
             "The celery backend needs CELERY_BROKER_URL (such as redis://localhost:6379/0 or "
@@ -54,7 +73,7 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
             raise MissingExtra("A Redis broker", "redis", "redis") from error
     app = celery.Celery(
         "queuebridge",
-        amqp="queuebridge.backends.celery.amqp:BridgedAMQP",
+        amqp="queuebridge.backends.celery.amqp:QuickAMQP",
         broker=broker,
         backend=_secret(settings.result_backend),
         set_as_current=False,

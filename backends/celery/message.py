@@ -20,7 +20,7 @@ from queuebridge.registry import AnyTask
 
 HEADER = "queuebridge"
 # Celery carries these itself; the version is written first, and always.
-_NATIVE = {"version", "task", "job_id", "args", "kwargs", "headers"}
+_NATIVE = {"version", "task", "job_id", "args", "kwargs", "headers", "message"}
 # The headers of a Celery message. A custom header of the same name would take the place of Celery's own.
 NATIVE_HEADERS = frozenset(
     {
@@ -60,10 +60,19 @@ NATIVE_HEADERS = frozenset(
 )
 
 
-def encode_header(envelope: Envelope) -> str:
+class Minted(str):
+    """The header of a publication that is under way.
+
+    Celery copies the headers of a message into its retry; this type tells a fresh header from such a copy.
+    """
+
+    __slots__ = ()
+
+
+def encode_header(envelope: Envelope) -> Minted:
     """Return what the message has to carry besides Celery's own fields. Text: AMQP headers know fewer types."""
     rest = envelope.model_dump_json(exclude_defaults=True, exclude=_NATIVE)
-    return f'{{"version":{envelope.version},{rest[1:]}'
+    return Minted(f'{{"version":{envelope.version},{rest[1:]}')
 
 
 def decode_message(

@@ -58,7 +58,7 @@ LAYERS = [
         (*VALIDATION, "aiohttp", "multidict", "yarl"),
         ("core", "qstash"),
     ),
-    Layer("celery", ("queuebridge.backends.celery",), (*VALIDATION, "celery", "kombu", "redis"), ("core",)),
+    Layer("celery", ("queuebridge.backends.celery",), (*VALIDATION, "billiard", "celery", "kombu", "redis"), ("core",)),
     Layer("rq", ("queuebridge.backends.rq",), (*VALIDATION, "rq", "redis"), ("core",)),
     Layer("storage", ("queuebridge.storage",), VALIDATION, ("core",)),
     Layer("storage.sql", ("queuebridge.storage.sql",), (*VALIDATION, "sqlalchemy", "alembic"), ("core", "storage")),

@@ -11,7 +11,7 @@ from celery.utils.saferepr import saferepr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queuebridge.backends.celery.amqp import BridgedAMQP, plain_repr
+from queuebridge.backends.celery.amqp import QuickAMQP, plain_repr
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text("a'\"\\\n", max_size=4)
 LONG = st.text("x", min_size=1020, max_size=1030)
@@ -39,7 +39,7 @@ def test_representation_of_plain_values_is_not_left_to_celery(value: Any) -> Non
 @pytest.mark.parametrize("levels", [3, 1, 0])
 def test_message_is_the_one_of_celery(args: Any, kwargs: Any, levels: int) -> None:
     messages = []
-    for amqp in (AMQP, BridgedAMQP):
+    for amqp in (AMQP, QuickAMQP):
         app = celery.Celery("shop", set_as_current=False, changes={"task_repr_maxlevels": levels})
         messages.append(amqp(app).as_task_v2("id", "shop.mail", args, kwargs, shadow="s", origin="here"))
 
