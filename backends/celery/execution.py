@@ -170,7 +170,8 @@ class _WorkerExecution:
             raise self.raised
         if outcome.status in (Status.BUSY, Status.DEFERRED) and self.traced is None:
             delay = outcome.retry_delay_seconds
-            return self._again(delay if delay is not None else _AGAIN_SECONDS, encode_header(envelope), outcome.reason)
+            delay = _AGAIN_SECONDS if delay is None else delay
+            return self._again(delay, encode_header(envelope), outcome.reason)
         if self.traced is not None:
             return self.traced
         return _acknowledged(outcome.reason)
@@ -289,10 +290,11 @@ def check_signature(task: Any, args: Any, kwargs: Any) -> None:
 
 def _acknowledged(reason: str) -> Any:
     """Return what a tracer returns for a message that is done with and of which nobody shall be told."""
-    ignored = Ignore(reason)
-    return trace_ok_t(
-        ExceptionInfo((Ignore, ignored, None), internal=True), TraceInfo(states.IGNORED, ignored), 0.0, ""
-    )
+    try:
+        # The worker reads a traceback, and only what was raised has one.
+        raise Ignore(reason)  # noqa: TRY301
+    except Ignore as ignored:
+        return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(states.IGNORED, ignored), 0.0, "")
 
 
 def _shown(args: Any, kwargs: Any) -> dict[str, Any]:

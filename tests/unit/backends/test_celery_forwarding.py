@@ -1,0 +1,291 @@
+"""Where the publications of an existing Celery application go, by every way there is to publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import celery
+import pytest
+from bridged_celery import CeleryWorld, MakeWorld
+from celery import chain, chord, group, signals
+from celery.app.amqp import AMQP
+from kombu.exceptions import OperationalError
+from recording_qstash import Answer
+
+from queuebridge.backends.celery import attach
+from queuebridge.backends.celery.forwarding import short_header
+from queuebridge.backends.celery.message import HEADER, encode_header
+from queuebridge.envelope import Envelope
+from queuebridge.errors import ConfigurationError, InvalidOption, OptionNotSupported
+from queuebridge.stages import Role, Side, Stage
+
+
+def declared(world: CeleryWorld) -> Any:
+    """Return a task that adds."""
+    if "shop.add" in world.app.tasks:
+        return world.app.tasks["shop.add"]
+
+    @world.app.task(name="shop.add", shared=False)
+    def add(x: int, y: int = 0) -> int:
+        return x + y
+
+    return add
+
+
+WAYS: dict[str, Callable[[Any, celery.Celery], Any]] = {
+    "delay": lambda add, _: add.delay(1, y=2),
+    "apply_async": lambda add, _: add.apply_async((1,), {"y": 2}),
+    "send_task": lambda _, app: app.send_task("shop.add", (1,), {"y": 2}),
+    "signature": lambda add, _: add.s(1, y=2).apply_async(),
+    "signature by name": lambda _, app: app.signature("shop.add", (1,), {"y": 2}).delay(),
+    "group": lambda add, app: group([add.s(1, y=2)], app=app).apply_async(),
+    "chain": lambda add, app: chain(add.s(1, y=2), add.s(3), app=app).apply_async(),
+    "chord": lambda add, app: chord([add.s(1, y=2)], add.s(), app=app).apply_async(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stage", [*Stage, None], ids=lambda stage: stage.value if stage else "qstash alone")
+def test_publication_goes_where_the_stage_says(make_world: MakeWorld, way: str, stage: Stage | None) -> None:
+    world = make_world(stage, backend=None if stage else "qstash")
+
+    WAYS[way](declared(world), world.app)
+    messages, envelopes = world.take(), world.pushed()
+
+    roles = dict(stage.plan.copies) if stage is not None else {Side.PUSH: Role.PREFERRED}
+    # A safety copy for the old backend waits in the ledger.
+    assert len(messages) == (Side.LEGACY in roles and roles[Side.LEGACY] is not Role.SAFETY)
+    assert len(envelopes) == (Side.PUSH in roles)
+    for message in messages:
+        assert (message.headers["task"], world.arguments(message)[:2]) == ("shop.add", [[1], {"y": 2}])
+        assert HEADER in message.headers
+    for envelope in envelopes:
+        assert (envelope.kind, envelope.task, envelope.args, envelope.kwargs) == ("celery", "shop.add", [1], {"y": 2})
+        assert (envelope.stage, envelope.queue) == (stage, world.queue)
+    if stage is not None and stage.plan.needs_ledger:
+        assert world.ledger is not None
+        (execution,) = [world.ledger.executions.get(envelope.dispatch_id) for envelope in envelopes]
+        assert execution is not None
+        assert {copy.side: copy.role for copy in execution.copies} == roles
+
+
+def test_nothing_changes_where_the_environment_says_nothing(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    # Automatic choices of our own are for tasks of our own.
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+
+    declared(world).delay(1)
+    (message,) = world.take()
+
+    assert (HEADER in message.headers, world.pushed()) == (False, [])
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["made by us", "attached"])
+def test_message_of_stage_legacy_is_that_of_celery_and_one_header(make_world: MakeWorld, attached: bool) -> None:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        return attach(celery.Celery(*args, **kwargs))
+
+    def send(world: CeleryWorld) -> Any:
+        later = datetime(2030, 1, 1, tzinfo=timezone.utc)
+        options: dict[str, Any] = {"task_id": "id", "eta": later, "headers": {"tenant": "a"}, "reply_to": "r"}
+        declared(world).apply_async(("a",), {"y": [1, {"b": None}]}, shadow="s", **options)
+        (message,) = world.take()
+        return message
+
+    plain = send(make_world())
+    ours = send(make_world(Stage.LEGACY, make=make) if attached else make_world(Stage.LEGACY))
+
+    assert ours.headers.pop(HEADER)
+    ours.properties.pop("delivery_info"), plain.properties.pop("delivery_info")
+    ours.properties.pop("delivery_tag"), plain.properties.pop("delivery_tag")
+    assert ours == plain
+
+
+def test_header_of_stage_legacy_is_the_one_that_envelopes_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("queuebridge.backends.celery.forwarding.time.time", lambda: 1.5)
+    monkeypatch.setattr("queuebridge.backends.celery.forwarding.new_dispatch_id", lambda: "d")
+    envelope = Envelope(
+        version=2,
+        kind="celery",
+        job_id="j",
+        dispatch_id="d",
+        task="t",
+        queue='a "queue"',
+        enqueued_at_ms=1500,
+        stage=Stage.LEGACY,
+    )
+
+    assert short_header('a "queue"', Stage.LEGACY) == encode_header(envelope)
+
+
+def test_every_publication_is_a_dispatch_of_its_own(make_world: MakeWorld) -> None:
+    # `retry` sends the headers of the message again that it got.
+    world = make_world(Stage.PUSH)
+    declared(world).apply_async((1,), task_id="one")
+    first = world.pushed()[0]
+    header = encode_header(first)
+
+    declared(world).apply_async((1,), task_id="one", headers={HEADER: str(header)})
+
+    second = world.pushed()[1]
+    assert (second.job_id, second.dispatch_id == first.dispatch_id) == ("one", False)
+    assert HEADER not in second.message["headers"]
+
+
+def test_signals_are_sent_as_ever_and_may_change_the_message(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+    seen: list[tuple[str, Any]] = []
+
+    def before(sender: str, headers: dict[str, Any], **_: Any) -> None:
+        headers["tenant"] = "a"
+        seen.append(("before", sender))
+
+    def after(sender: str, headers: dict[str, Any], **_: Any) -> None:
+        seen.append(("after", headers["tenant"]))
+
+    signals.before_task_publish.connect(before)
+    signals.after_task_publish.connect(after)
+    try:
+        declared(world).delay(1)
+    finally:
+        signals.before_task_publish.disconnect(before)
+        signals.after_task_publish.disconnect(after)
+
+    assert seen == [("before", "shop.add"), ("after", "a")]
+    assert world.pushed()[0].message["headers"]["tenant"] == "a"
+
+
+def test_options_reach_the_push_side(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+    eta = datetime.now(timezone.utc) + timedelta(hours=1)
+
+    declared(world).apply_async(
+        (1,),
+        eta=eta,
+        expires=timedelta(hours=2).total_seconds(),
+        time_limit=90,
+        soft_time_limit=60,
+        queue="mail",
+        headers={"user_id": 7, "tenant": "a"},
+        ignore_result=True,
+        shadow="shown",
+        link=declared(world).s(),
+    )
+
+    (envelope,) = world.pushed()
+    assert (envelope.queue, envelope.timeout_seconds, envelope.metadata) == ("mail", 90.0, {"user_id": 7})
+    assert envelope.not_before_ms == int(eta.timestamp() * 1000)
+    headers = envelope.message["headers"]
+    assert (headers["shadow"], headers["ignore_result"], headers["timelimit"]) == ("shown", True, [90, 60])
+    assert headers["expires"]
+    assert envelope.message["embed"]["callbacks"][0]["task"] == "shop.add"
+
+
+@pytest.mark.parametrize("stage", [Stage.DUAL, Stage.LIVE, Stage.PUSH], ids=lambda stage: stage.value)
+def test_priority_is_refused_where_the_push_side_may_run_the_job(make_world: MakeWorld, stage: Stage) -> None:
+    world = make_world(stage)
+
+    with pytest.raises(OptionNotSupported, match="priority"):
+        declared(world).apply_async((1,), priority=5)
+
+    assert (world.take(), world.pushed()) == ([], [])
+
+
+def test_what_no_executor_could_read_is_refused(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+
+    with pytest.raises(InvalidOption, match="accept_content"):
+        declared(world).apply_async((1,), serializer="pickle")
+
+
+def test_pickle_travels_if_the_app_accepts_it(make_world: MakeWorld) -> None:
+    world = make_world(backend="qstash", with_ledger=False)
+    world.app.conf.accept_content = ["pickle", "json"]
+
+    declared(world).apply_async(({1, 2}.pop(),), serializer="pickle")
+
+    (envelope,) = world.pushed()
+    assert envelope.message["content_type"] == "application/x-python-serialize"
+    assert world.deliver(envelope).result == 1
+
+
+def test_arguments_that_nobody_can_look_into_need_a_key_for_the_ledger(make_world: MakeWorld) -> None:
+    world = make_world(Stage.DUAL)
+
+    with pytest.raises(InvalidOption, match="QUEUEBRIDGE_LEDGER_KEY"):
+        declared(world).apply_async((1,), compression="gzip")
+
+    assert (world.take(), world.pushed()) == ([], [])
+
+
+def test_id_that_is_too_long_is_refused(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+
+    with pytest.raises(InvalidOption, match="task_id"):
+        declared(world).apply_async((1,), task_id="x" * 201)
+
+
+def test_old_protocol_is_refused_on_the_push_side_only(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+    world.app.conf.task_protocol = 1
+
+    with pytest.raises(OptionNotSupported, match="protocol"):
+        declared(world).delay(1)
+
+
+def test_push_side_that_fails_is_an_error_that_programs_expect_of_a_broker(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+    world.server._answers = [Answer(401, b'{"error":"no"}')]
+
+    with pytest.raises(OperationalError):
+        declared(world).delay(1)
+
+
+def test_app_with_messages_of_its_own_is_not_bridged() -> None:
+    class Special(AMQP):
+        def send_task_message(self) -> None: ...  # type: ignore[override]
+
+    app = celery.Celery("own", set_as_current=False, amqp=Special)
+
+    with pytest.raises(ConfigurationError, match="send_task_message"):
+        attach(app)
+
+
+def test_attaching_twice_changes_nothing() -> None:
+    app = celery.Celery("own", set_as_current=False)
+
+    assert attach(attach(app)) is app
+    assert type(app.amqp).__mro__.count(AMQP) == 1
+
+
+def test_part_that_exists_already_is_bridged(make_world: MakeWorld) -> None:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        app = celery.Celery(*args, **kwargs)
+        # Both made and used before the bridge comes.
+        _ = app.amqp.send_task_message, app.amqp.create_task_message
+        return attach(app)
+
+    world = make_world(Stage.PUSH, make=make)
+    declared(world).delay(1)
+
+    assert (world.take(), len(world.pushed())) == ([], 1)
+
+
+def test_something_else_cannot_be_attached() -> None:
+    with pytest.raises(ConfigurationError, match="not str"):
+        attach("proj.celery")
+
+
+def test_other_legacy_backend_is_refused_with_the_reason(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    monkeypatch.setenv("QUEUEBRIDGE_BACKEND", "rq")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+
+    with pytest.raises(ConfigurationError, match="says rq"):
+        declared(world).delay(1)
