@@ -150,7 +150,7 @@ class CeleryBackend(Backend):
             message.body,
             content_type=message.content_type,
             content_encoding=message.content_encoding,
-            headers={**message.headers, HEADER: encode_header(envelope)},
+            headers={**message.headers, HEADER: str(encode_header(envelope))},
             exchange=message.exchange,
             routing_key=message.routing_key,
             declare=[self.app.amqp.queues[message.queue]] if message.queue is not None else [],

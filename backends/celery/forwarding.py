@@ -79,7 +79,11 @@ class AppForwarding:
         """
         given: Mapping[str, Any] = options.get("headers") or {}
         forwarding = self.forwarding()
-        if forwarding is None or type(given.get(HEADER)) is Minted:
+        if forwarding is None:
+            return send(producer, name, message, **options)
+        if type(given.get(HEADER)) is Minted:
+            # Used up: a transport in memory would hand on the very object.
+            options["headers"] = {**given, HEADER: str(given[HEADER])}
             return send(producer, name, message, **options)
         queue = _queue_name(options.get("queue")) or options.get("routing_key") or self.app.conf.task_default_queue
         task_id = message.headers.get("id") or ""
@@ -189,10 +193,10 @@ class _Taken:
         return getattr(self._producer, name)
 
 
-def short_header(queue: str, stage: Stage | None) -> Minted:
+def short_header(queue: str, stage: Stage | None) -> str:
     """Return what `encode_header` makes of a message that a broker alone gets, in a tenth of its time."""
     chosen = f',"stage":"{stage.value}"' if stage is not None else ""
-    return Minted(
+    return (
         f'{{"version":2,"kind":"celery","dispatch_id":"{new_dispatch_id()}","queue":{json.dumps(queue)},'
         f'"enqueued_at_ms":{int(time.time() * 1000)}{chosen}}}'
     )

@@ -36,7 +36,13 @@ def run(world: CeleryWorld, task: Any, *args: Any, **options: Any) -> tuple[Outc
 def noted(*names: str) -> Iterator[list[str]]:
     """Note which signals are sent."""
     seen: list[str] = []
-    receivers = {name: (lambda name: lambda **_: seen.append(name))(name) for name in names}
+    receivers: dict[str, Any] = {}
+    for name in names:
+
+        def note(name: str = name, **_: Any) -> None:
+            seen.append(name)
+
+        receivers[name] = note
     for name, receiver in receivers.items():
         getattr(signals, name).connect(receiver)
     try:
