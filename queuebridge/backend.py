@@ -120,6 +120,16 @@ class Backend(abc.ABC):
             PublishRejected: It does not accept our credentials.
         """
 
+    def cancel(self, message_ids: Sequence[str]) -> None:  # noqa: ARG002 - for those that can
+        """Take messages back that are not delivered yet, as far as the transport can; by default it cannot.
+
+        No promise rests on it: the ledger knows what is cancelled, and every claim asks.
+
+        Raises:
+            PublishError: The transport could not be asked.
+        """
+        return
+
     def _publish_or_error(self, publication: Publication) -> Write | Exception:
         try:
             return self.publish(publication)

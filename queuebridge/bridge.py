@@ -215,7 +215,9 @@ class Bridge:
         """
         if self._keeping is None:
             raise LedgerRequired("Cancelling a job")
-        return self._keeping.ledger.cancel(job_id)
+        from queuebridge.cancelling import cancel_everywhere
+
+        return cancel_everywhere(job_id, self._keeping.ledger, self.backends)
 
     def redeliver(self, envelope: Envelope) -> None:
         """Have reconcile publish a job anew whose transport gave it up; without a ledger nothing is done.

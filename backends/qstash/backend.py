@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from queuebridge.backend import Backend, Capabilities, Publication, read_options
+from queuebridge.backends.qstash.batching import in_batches
 from queuebridge.backends.qstash.protocol import DEFAULT_BASE_URL, DEFAULT_DEV_USER
 from queuebridge.backends.qstash.settings import PublishSettings
 from queuebridge.errors import (
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from queuebridge.backends.qstash.options import QStashOptions
     from queuebridge.backends.qstash.transport import QStashHttp
 
-# One request may carry 100 MB (protocol 3.10); smaller ones fail and are repeated more cheaply.
-_BATCH_BYTES = 8_000_000
-_BATCH_JOBS = 500
 # The receiver must be able to answer that the task timed out before QStash hangs up.
 _ANSWER_SECONDS = 5
 
@@ -162,7 +160,7 @@ class QStashBackend(Backend):
         Each request has the whole publish timeout. After one that found QStash unreachable, the rest is not tried.
         """
         results: list[Write | Exception] = []
-        for batch in _batches(publications):
+        for batch in in_batches(publications):
             results.extend(self._publish_batch(batch))
             last = results[-1]
             if isinstance(last, BackendUnavailable | PublishOutcomeUnknown) and len(results) < len(publications):
@@ -212,6 +210,20 @@ class QStashBackend(Backend):
             return [PublishOutcomeUnknown(self.name, reason, p.envelope.job_id) for p in publications]
         except PublishError as error:
             return [error] * len(publications)
+
+    def cancel(self, message_ids: Sequence[str]) -> None:
+        """Cancel messages that are not delivered yet (protocol 5); see `Backend.cancel`."""
+        connect = self._connector()
+        from qstash.message import MessageApi
+
+        from queuebridge.backends.qstash.transport import with_retries
+
+        with_retries(
+            lambda deadline: MessageApi(connect().until(deadline)).cancel_many(list(message_ids)),
+            timeout=self._timeout,
+            retry=False,
+            job_id="-",
+        )
 
     def ping(self) -> str:
         """Ask QStash for a resource that needs the token; see `Backend.ping`."""
@@ -318,20 +330,6 @@ def _write(publication: Publication, answer: Mapping[str, Any]) -> Write:
 
 def _reason(answer: Mapping[str, Any]) -> str:
     return str(answer.get("error") or "no reason given")
-
-
-def _batches(publications: Sequence[Publication]) -> list[Sequence[Publication]]:
-    """Return the publications in groups, each small enough for one request."""
-    batches = []
-    start = size = 0
-    for end, publication in enumerate(publications):
-        if end > start and (size + len(publication.body) > _BATCH_BYTES or end - start == _BATCH_JOBS):
-            batches.append(publications[start:end])
-            start, size = end, 0
-        size += len(publication.body)
-    if publications:
-        batches.append(publications[start:])
-    return batches
 
 
 def _options(publication: Publication) -> QStashOptions | None:

@@ -86,7 +86,7 @@ class RecordingQStash:
                 self.end_headers()
                 self.wfile.write(answer.body)
 
-            do_GET = do_POST = handle_any  # noqa: N815 - the names that the library looks for
+            do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - the names that the library looks for
 
             def log_message(self, *args: object) -> None:
                 """Say nothing."""

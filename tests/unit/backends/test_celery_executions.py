@@ -286,6 +286,7 @@ def test_revoked_job_starts_nowhere_and_whoever_waits_is_told(world: CeleryWorld
     (message,), (envelope,) = world.take(), world.pushed()
 
     result.revoke()
+    assert world.server.requests.pop().method == "DELETE"
     world.work(message)
     pushed = world.deliver(envelope).status
 

@@ -368,7 +368,7 @@ def test_deadlines_are_enforced_on_every_connection(monkeypatch: pytest.MonkeyPa
 def test_unreachable_qstash_costs_a_long_batch_one_deadline_only(
     free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("queuebridge.backends.qstash.backend._BATCH_JOBS", 2)
+    monkeypatch.setattr("queuebridge.backends.qstash.batching._BATCH_JOBS", 2)
     with (
         bridge_to(f"http://127.0.0.1:{free_port()}", timeout=0.5) as bridge,
         at_most(1.5),
@@ -380,7 +380,7 @@ def test_unreachable_qstash_costs_a_long_batch_one_deadline_only(
 
 
 def test_refused_part_of_a_batch_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("queuebridge.backends.qstash.backend._BATCH_JOBS", 1)
+    monkeypatch.setattr("queuebridge.backends.qstash.batching._BATCH_JOBS", 1)
     with answering(said(412, "quota")) as (bridge, server), pytest.raises(EnqueueManyError) as caught:
         bridge.enqueue_many([Call(work, [number]) for number in range(3)])
 
