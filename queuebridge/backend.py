@@ -130,6 +130,16 @@ class Backend(abc.ABC):
         """
         return
 
+    def strangers(self) -> Mapping[str, Sequence[str]]:
+        """Return the queues of each living worker that takes jobs without claiming them, by the worker's name.
+
+        By default nobody is known.
+
+        Raises:
+            PublishError: They could not be asked.
+        """
+        return {}
+
     def _publish_or_error(self, publication: Publication) -> Write | Exception:
         try:
             return self.publish(publication)

@@ -13,6 +13,7 @@ from queuebridge.backends.celery.control import BridgedControl
 from queuebridge.backends.celery.execution import guard_executions
 from queuebridge.backends.celery.forwarding import AppForwarding
 from queuebridge.backends.celery.receiver_app import note_attached
+from queuebridge.backends.celery.workers import introduce_workers
 from queuebridge.errors import ConfigurationError
 
 _AMQP = "celery.app.amqp:AMQP"
@@ -81,6 +82,7 @@ def _replace_parts(app: Any) -> None:
     for task in list(app._tasks.values()):
         guard_executions(task)
     note_attached(app)
+    introduce_workers(app)
 
 
 def _bridged(present: Any, original: str, bridged: type) -> Any:

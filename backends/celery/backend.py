@@ -21,12 +21,14 @@ from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, encode_h
 from queuebridge.backends.celery.native import from_envelope
 from queuebridge.backends.celery.options import MAX_PRIORITY, CeleryOptions
 from queuebridge.backends.celery.settings import CelerySettings
+from queuebridge.backends.celery.workers import claimed_queue, strangers
 from queuebridge.errors import BackendUnavailable, InvalidOption, OptionNotSupported, PublishOutcomeUnknown
 from queuebridge.failures import ping_failure, redact
 from queuebridge.receipt import Write
 from queuebridge.registry import TaskRegistry
 from queuebridge.runner import Runner
 from queuebridge.settings import Settings, read_settings
+from queuebridge.stages import Role
 
 # The runner first raises inside the task, which ends as a time-out; only if that has no effect is it killed.
 _KILL_AFTER_SECONDS = 10
@@ -146,14 +148,19 @@ class CeleryBackend(Backend):
         message = from_envelope(envelope)
         given = _options(publication).model_dump(exclude_unset=True) if publication.options else {}
         retry = publication.retry if publication.retry is not None else self.app.conf.task_publish_retry
+        routing: dict[str, Any] = {"exchange": message.exchange, "routing_key": message.routing_key}
+        declared = [self.app.amqp.queues[message.queue]] if message.queue is not None else []
+        if envelope.role is Role.SAFETY:
+            # Only a worker that claims may take it.
+            routing = {"exchange": "", "routing_key": claimed_queue(envelope.queue)}
+            declared = [kombu.Queue(claimed_queue(envelope.queue), routing_key=claimed_queue(envelope.queue))]
         producer.publish(
             message.body,
             content_type=message.content_type,
             content_encoding=message.content_encoding,
             headers={**message.headers, HEADER: str(encode_header(envelope))},
-            exchange=message.exchange,
-            routing_key=message.routing_key,
-            declare=[self.app.amqp.queues[message.queue]] if message.queue is not None else [],
+            **routing,
+            declare=declared,
             retry=retry,
             retry_policy={
                 **(given.get("retry_policy") or self.app.conf.task_publish_retry_policy),
@@ -202,6 +209,14 @@ class CeleryBackend(Backend):
                     errback=_until(time.monotonic() + self._timeout), max_retries=1, interval_start=0
                 )
                 return f"broker {redact(connection.as_uri())} answers"
+        except connection_errors() as error:
+            raise ping_failure(failure(error, "-")) from error
+
+    def strangers(self) -> Mapping[str, Sequence[str]]:
+        """Ask the workers whether they claim; see `Backend.strangers`."""
+        self.ping()
+        try:
+            return strangers(self.app)
         except connection_errors() as error:
             raise ping_failure(failure(error, "-")) from error
 

@@ -12,6 +12,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from queuebridge.backends.celery.backend import CeleryBackend
 from queuebridge.backends.celery.configured_app import longest_delay
 from queuebridge.backends.celery.message import HEADER, decode_message, encode_header, own_headers
+from queuebridge.backends.celery.workers import introduce_workers
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
@@ -40,6 +41,8 @@ def register_tasks(app: celery.Celery, registry: TaskRegistry, runner: Runner) -
         for name in (task.name, *task.aliases):
             if name not in app.tasks:
                 _register(app, name, task, runner)
+    if "queuebridge" not in vars(app):
+        introduce_workers(app, claims=runner.claims is not None)
 
 
 def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None, extra: Sequence[str] = ()) -> int:

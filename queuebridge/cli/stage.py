@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from queuebridge.cli.ledgers import optional_ledger
+from queuebridge.cli.legacy_workers import unclaiming_workers
 from queuebridge.cli.reading import clock, json_option, print_json
 from queuebridge.cli.stages import (
     STAGE_NAMES,
@@ -79,6 +80,7 @@ def show(task: str | None, queue: str | None, key: str | None, as_json: bool) ->
 @click.option("--reason", required=True, help="Why, for the history.")
 @author_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Go on although workers would run jobs without claiming them.")
 def set_stage(
     stage: str,
     task: str,
@@ -90,8 +92,11 @@ def set_stage(
     reason: str,
     author: str | None,
     yes: bool,
+    force: bool,
 ) -> None:
     """Bring tasks to STAGE, by a new revision in the ledger. No evidence is asked for: see `stage advance`.
+
+    Stages in which two copies may run are refused while workers take jobs without claiming them.
 
     Key and lists stay as they are if they are not given; the lists only as long as the stage stays.
     """
@@ -114,6 +119,9 @@ def set_stage(
         changed = with_rule(kept.settings, rule)
         if changed == kept.settings:
             raise StageRefused(f"Setting {rule.label}", ["It is like that already."])
+        against = unclaiming_workers(rule)
+        if against and not force:
+            raise StageRefused(f"Setting {rule.label} to {rule.stage.value}", against)
         show_plan(kept, changed, rule)
         for warning in _warnings(ledger, now, rule):
             click.echo(f"Warning: {warning}", err=True)
@@ -121,7 +129,7 @@ def set_stage(
             if not sys.stdin.isatty():
                 raise click.UsageError("Nobody is there to be asked: add --yes.")
             click.confirm("Change it?", abort=True, err=True)
-        add_revision(ledger, kept, changed, author=author, reason=reason)
+        add_revision(ledger, kept, changed, author=author, reason=reason, forced=bool(against))
 
 
 @command.command("advance")
@@ -146,7 +154,7 @@ def advance(task: str, queue: str, reason: str | None, author: str | None, force
             now_ms=ledger.now_ms(),
             since_ms=stage_since(ledger.stages, now),
         )
-        against = [*_obstacles(ledger, now), *(() if verdict.ready else verdict.reasons)]
+        against = [*_obstacles(ledger, now), *unclaiming_workers(rule), *(() if verdict.ready else verdict.reasons)]
         if against and not force:
             raise StageRefused(f"Advancing {rule.label} from {now.stage.value} to {rule.stage.value}", against)
         for text in against:

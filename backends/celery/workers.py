@@ -1,0 +1,75 @@
+"""Workers as the rest of an application sees them: which of them claim jobs, and what only those may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import celery
+from celery import signals
+from kombu.common import Broadcast
+
+_COMMAND = "queuebridge_claims"
+_CLAIMS = "queuebridge_claims"
+_SUFFIX = ".queuebridge"
+_ANSWER_SECONDS = 1.0
+
+
+def introduce_workers(app: celery.Celery, *, claims: bool | None = None) -> None:
+    """Have the workers of an app tell whoever asks whether they claim, and take safety copies if they do.
+
+    Args:
+        app: The app.
+        claims: Whether they do; None leaves that to the bridge below the app.
+    """
+    vars(app)[_CLAIMS] = claims
+    signals.celeryd_after_setup.connect(_set_up, weak=False, dispatch_uid="queuebridge.introduce_workers")
+
+
+def claimed_queue(queue: str) -> str:
+    """Return the name of the queue beside another one that only workers with claims consume.
+
+    A safety copy goes there: a worker without the bridge that took it would run the job a second time.
+    """
+    return f"{queue}{_SUFFIX}"
+
+
+def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
+    """Return the queues of each living worker that takes jobs without claiming them, by the worker's name."""
+    claiming = {
+        name
+        for answer in app.control.broadcast(_COMMAND, reply=True, timeout=_ANSWER_SECONDS) or ()
+        for name, said in answer.items()
+        if isinstance(said, dict) and said.get("claims") is True
+    }
+    consumed: Mapping[str, Any] = app.control.inspect(timeout=_ANSWER_SECONDS).active_queues() or {}
+    return {
+        name: tuple(queue["name"] for queue in queues) for name, queues in consumed.items() if name not in claiming
+    }
+
+
+def _set_up(instance: Any, **_: Any) -> None:
+    # Only in workers: it is a large part of Celery.
+    from celery.worker.control import inspect_command
+
+    app = instance.app
+    if _CLAIMS not in vars(app):
+        return
+    claims = _claims(app)
+
+    @inspect_command(name=_COMMAND, visible=False)
+    def answer(_state: Any, **_: Any) -> dict[str, bool]:
+        return {"claims": claims}
+
+    if claims and vars(app)[_CLAIMS] is None:
+        for name, queue in list(app.amqp.queues.consume_from.items()):
+            if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
+                app.amqp.queues.select_add(claimed_queue(name))
+
+
+def _claims(app: Any) -> bool:
+    said = vars(app)[_CLAIMS]
+    if said is not None:
+        return bool(said)
+    chosen = app.queuebridge.forwarding()
+    return chosen is not None and chosen.bridge.runner.claims is not None

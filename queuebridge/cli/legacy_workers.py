@@ -1,0 +1,56 @@
+"""Are there workers of the old backend that would run a job without claiming it?"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import click
+
+from queuebridge.errors import QueueBridgeError
+from queuebridge.failures import redact
+from queuebridge.loading import load_backend
+from queuebridge.outcome import describe
+from queuebridge.registry import default_registry
+from queuebridge.routing import RoutingSettings, StageRule
+from queuebridge.runner import Runner
+from queuebridge.settings import Settings, environment_or
+from queuebridge.stages import ORDER, Stage
+
+
+def unclaiming_workers(rule: StageRule) -> list[str]:
+    """Return what speaks against a rule by which two copies may run; nothing, if nobody knows the workers.
+
+    That they could not be asked is said as a warning.
+    """
+    environ = environment_or(None)
+    if ORDER.index(rule.stage) < ORDER.index(Stage.DUAL):
+        return []
+    try:
+        legacy = RoutingSettings.from_environment(environ).legacy
+        if legacy is None:
+            return []
+        backend = load_backend(
+            legacy,
+            settings=Settings.from_environment(environ),
+            environ=environ,
+            registry=default_registry,
+            runner=Runner(default_registry),
+        )
+        try:
+            found = backend.strangers()
+        finally:
+            backend.close()
+    except QueueBridgeError as error:
+        click.echo(f"Warning: the workers could not be asked whether they claim: {redact(describe(error))}", err=True)
+        return []
+    listening = sorted(
+        worker for worker, queues in found.items() if any(fnmatchcase(queue, rule.queue) for queue in queues)
+    )
+    if not listening:
+        return []
+    shown = ", ".join(listening[:5]) + (", ..." if len(listening) > 5 else "")
+    problem = (
+        f"{len(listening)} workers take jobs without claiming them, and would run a job a second time: "
+        f"{shown}. Restart them with the bridge and with QUEUEBRIDGE_LEDGER, or stop them."
+    )
+    return [problem]
