@@ -1,0 +1,198 @@
+"""An existing Celery application, with no edit but an import, on real workers, a receiver and the embedded server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import ChildProcess, Spawner, free_port, wait_until
+
+from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER
+from queuebridge.ledger import ExecutionFilter
+from queuebridge.loading import load_ledger
+
+APPLICATIONS = Path(__file__).parents[1] / "support" / "applications"
+QUEUEBRIDGE = [sys.executable, "-m", "queuebridge"]
+PYTHON = sys.executable
+
+
+class Shop:
+    """The application and its surroundings, as processes."""
+
+    def __init__(self, spawn: Spawner, folder: Path, broker: str, results: str) -> None:
+        self._spawn = spawn
+        self.folder = folder
+        self.port, self.receiver_port = free_port(), free_port()
+        self.effects = folder / "effects.jsonl"
+        self.stop = folder / "stop"
+        self.queue = f"shop-{uuid.uuid4().hex[:8]}"
+        self.environ = {
+            "PYTHONPATH": str(APPLICATIONS),
+            "SHOP_BROKER": broker,
+            "SHOP_RESULTS": results,
+            "SHOP_EFFECTS": str(self.effects),
+            "SHOP_STOP": str(self.stop),
+            "QUEUEBRIDGE_LEGACY": "celery",
+            "QUEUEBRIDGE_STAGE": "ledger",
+            "QUEUEBRIDGE_LEDGER": f"sqlite:///{folder / 'ledger.db'}",
+            "QUEUEBRIDGE_HEDGE_SECONDS": "6",
+            "QUEUEBRIDGE_CELERY_APP": "shop_celery:app",
+            "QUEUEBRIDGE_PUBLIC_URL": f"http://127.0.0.1:{self.receiver_port}",
+            "QSTASH_URL": f"http://127.0.0.1:{self.port}",
+            "QSTASH_TOKEN": DEFAULT_DEV_USER.token,
+            "QSTASH_CURRENT_SIGNING_KEY": DEFAULT_DEV_USER.current_signing_key,
+            "QSTASH_NEXT_SIGNING_KEY": DEFAULT_DEV_USER.next_signing_key,
+        }
+
+    def run(self, *arguments: str, name: str | None = None, **variables: str) -> ChildProcess:
+        """Start a command of queuebridge."""
+        return self._spawn([*QUEUEBRIDGE, *arguments], env={**self.environ, **variables}, name=name or arguments[0])
+
+    def command(self, *arguments: str, status: int = 0) -> str:
+        """Run a command to its end, and return what it said."""
+        child = self.run(*arguments)
+        assert child.wait(30) == status, child.report()
+        return child.output
+
+    def worker(self, **variables: str) -> ChildProcess:
+        """Start a worker of the application, as its team always has."""
+        name = f"worker-{uuid.uuid4().hex[:6]}@here"
+        command = [PYTHON, "-m", "celery", "-A", "shop_celery", "worker", "-c", "2", "-l", "INFO", "-n", name]
+        child = self._spawn(command, env={**self.environ, **variables}, name="celery")
+        child.wait_for_line(r"ready\.", 40)
+        return child
+
+    def start(self) -> None:
+        """Start everything but producers."""
+        self.command("ledger", "upgrade")
+        self.run("devserver", "--port", str(self.port)).wait_for_port(self.port)
+        receiver = self.run("receiver", "--port", str(self.receiver_port), "--workers", "2", "--threads", "2")
+        self.run("reconcile", "--loop")
+        self.worker()
+        receiver.wait_for_port(self.receiver_port)
+
+    def produce(self, name: str, per_second: float) -> ChildProcess:
+        """Start a producer."""
+        command = [PYTHON, str(APPLICATIONS / "shop_orders.py"), name, str(per_second)]
+        return self._spawn(command, env=self.environ, name=f"producer {name}")
+
+    def seen(self) -> Counter[str]:
+        """Return the effects, and how often each happened."""
+        if not self.effects.exists():
+            return Counter()
+        lines = self.effects.read_bytes().decode().split("\n")[:-1]
+        return Counter(json.loads(line)["effect"] for line in lines)
+
+    def stages(self) -> Counter[tuple[str | None, str | None]]:
+        """Return how many dispatches of each stage ran on which backend."""
+        with closing(load_ledger(self.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
+            return Counter((one.stage, one.executed_by) for one in ledger.executions.scan(ExecutionFilter()))
+
+    def open(self) -> int:
+        """Return how many dispatches have no end yet."""
+        with closing(load_ledger(self.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
+            return sum(not one.state.settled for one in ledger.executions.scan(ExecutionFilter()))
+
+
+@pytest.fixture
+def results(redis_url: str) -> str:
+    """Where results are stored."""
+    return redis_url
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def shop(request: pytest.FixtureRequest, spawn: Spawner, tmp_path: Path, results: str) -> Iterator[Shop]:
+    """The application with either broker."""
+    broker: str = results if request.param == "redis" else request.getfixturevalue("rabbitmq_url")
+    yield Shop(spawn, tmp_path, broker, results)
+    spawn.close()
+
+
+def accepted(producer: ChildProcess) -> list[str]:
+    """Return the effects that a producer expects."""
+    return [effect for line in producer.stdout.splitlines() for effect in json.loads(line)]
+
+
+@pytest.mark.timeout(240)
+def test_application_moves_to_push_and_back_under_load(shop: Shop) -> None:
+    shop.start()
+    producer = shop.produce("a", per_second=6)
+    for stage in ("shadow", "dual", "live", "rampdown", "push", "rampdown", "live", "dual", "shadow", "legacy"):
+        shop.command("stage", "set", stage, "--yes", "--reason", "the next step")
+        so_far = len(accepted(producer))
+        wait_until(lambda so_far=so_far: len(accepted(producer)) > so_far + 60, 60, what=f"orders in {stage}")
+    shop.stop.touch()
+    assert producer.wait(20) == 0, producer.report()
+
+    expected = accepted(producer)
+    wait_until(lambda: set(expected) <= set(shop.seen()), 60, what="all effects")
+    wait_until(lambda: not shop.open(), 60, what="all dispatches to end")
+
+    assert shop.seen() == Counter(expected)
+    ran = shop.stages()
+    assert ran["push", "qstash"] > 10
+    assert ran["dual", "celery"] > 10
+    assert ran["legacy", "celery"] > 10
+
+
+@pytest.mark.timeout(120)
+def test_stage_with_two_copies_is_refused_while_a_worker_does_not_claim(
+    spawn: Spawner, tmp_path: Path, redis_url: str
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.command("ledger", "upgrade")
+    shop.worker()
+    stranger = shop.worker(SHOP_PLAIN="yes")
+
+    said = shop.command("stage", "set", "dual", "--yes", "--reason", "too soon", status=1)
+    assert "1 workers take jobs without claiming them" in said
+    # Before two copies exist there is nothing to fear.
+    shop.command("stage", "set", "shadow", "--yes", "--reason", "well")
+    stranger.terminate()
+    shop.command("stage", "set", "dual", "--yes", "--reason", "now")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_safety_copy_runs_in_workers_that_claim_only(
+    spawn: Spawner, tmp_path: Path, redis_url: str, pool: str
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    # Nothing is pushed: no server listens, so that the safety copy is needed at once.
+    shop.environ["QUEUEBRIDGE_STAGE"] = "live"
+    shop.command("ledger", "upgrade")
+    shop.worker(SHOP_PLAIN="yes")
+    producer = shop.produce("a", per_second=20)
+    wait_until(lambda: len(accepted(producer)) > 20, 30, what="orders")
+    shop.stop.touch()
+    assert producer.wait(20) == 0
+    assert shop.seen() == Counter()
+
+    command = [PYTHON, "-m", "celery", "-A", "shop_celery", "worker", "-P", pool, "-c", "2", "-l", "INFO"]
+    spawn([*command, "-n", "ours@here"], env=shop.environ, name="ours").wait_for_line(r"ready\.", 40)
+    wait_until(lambda: set(accepted(producer)) <= set(shop.seen()), 60, what="all effects")
+
+    assert shop.seen() == Counter(accepted(producer))
+
+
+def test_nothing_of_ours_is_needed_in_stage_legacy(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
+    """P3: a worker without queuebridge runs what the bridged application sends in stage legacy."""
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ["QUEUEBRIDGE_STAGE"] = "legacy"
+    shop.environ.pop("QUEUEBRIDGE_LEDGER")
+    shop.worker(SHOP_PLAIN="yes")
+    producer = shop.produce("a", per_second=20)
+    wait_until(lambda: len(accepted(producer)) > 20, 30, what="orders")
+    shop.stop.touch()
+    assert producer.wait(20) == 0
+
+    wait_until(lambda: set(accepted(producer)) <= set(shop.seen()), 40, what="all effects")
+    found: dict[str, Any] = dict(shop.seen())
+    assert set(found.values()) == {1}
