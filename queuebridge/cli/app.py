@@ -40,6 +40,7 @@ COMMANDS = {
     "dev": "dev",
     "devserver": "devserver",
     "enqueue": "enqueue",
+    "inventory": "inventory",
     "jobs": "jobs",
     "ledger": "ledger",
     "receiver": "receiver",
@@ -58,6 +59,7 @@ Examples:
   queuebridge dev                              everything for development in one terminal
   queuebridge worker                           run jobs from Celery or RQ
   queuebridge enqueue mail.send '{"to": "x"}'  enqueue one job
+  queuebridge inventory --celery proj.celery:app   what a Celery app uses, and what can move
   queuebridge report                           what became of the jobs, stage by stage
 """
 

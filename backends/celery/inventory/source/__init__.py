@@ -1,0 +1,1 @@
+"""Reading source code: by its syntax alone. Nothing here imports or executes what it reads."""
