@@ -98,27 +98,46 @@ def take_inventory(
         ConfigurationError: There is no such app.
     """
     app = load_app(path, option=option)
-    facts, tasks = read_app(app, path), read_tasks(app)
+    tasks = read_tasks(app)
     files = read_files([path.partition(":")[0], *(task.module for task in tasks)], folders)
-    project = _project(app, path, files)
+    return examine(
+        _project(app, path, files),
+        read_app(app, path),
+        tasks,
+        pattern=pattern,
+        surroundings=surroundings or Surroundings(),
+        seen=seen or {},
+    )
+
+
+def examine(
+    project: Project,
+    app: AppFacts,
+    tasks: Sequence[TaskFacts],
+    *,
+    pattern: str | None = None,
+    surroundings: Surroundings,
+    seen: Mapping[str, Seen],
+) -> Inventory:
+    """Bring together what the app and the source say, and judge. As `take_inventory` otherwise."""
     gathered = _gather(project)
-    app_subject = AppSubject(
-        app=facts,
+    subject = AppSubject(
+        app=app,
         task_names=frozenset(task.name for task in tasks),
         uses=sorted(set(gathered.uses)),
         unresolved=sorted(gathered.unresolved, key=lambda call: call.place),
-        unread=files.unread,
+        unread=project.unread,
         not_loaded=_not_loaded(project),
     )
     return Inventory(
-        subject=app_subject,
-        findings=_ordered(finding for rule in APP_RULES for finding in rule.findings(app_subject)),
+        subject=subject,
+        findings=_ordered(finding for rule in APP_RULES for finding in rule.findings(subject)),
         tasks=tuple(
-            judge(_subject(project, gathered, facts, task, surroundings or Surroundings(), (seen or {}).get(task.name)))
+            judge(_subject(project, gathered, app, task, surroundings, seen.get(task.name)))
             for task in tasks
             if pattern is None or fnmatchcase(task.name, pattern)
         ),
-        files=len(files.modules),
+        files=len(project.modules),
     )
 
 

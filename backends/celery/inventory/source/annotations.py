@@ -37,6 +37,7 @@ _JSON_BASES = frozenset(
         *("typing.Protocol", "datetime.datetime", "datetime.date", "decimal.Decimal", "uuid.UUID"),
     )
 )
+_DEPTH = 10
 _MODEL_BASES = ("pydantic.BaseModel", "pydantic.main.BaseModel")
 _MADE = ("builtins.set", "builtins.frozenset", "builtins.open", "builtins.bytearray", "datetime.timedelta")
 
@@ -86,7 +87,7 @@ def is_json(project: Project, module: SourceModule, annotation: ast.expr) -> boo
     return None if None in answers or not answers else True
 
 
-def argument_problem(project: Project, module: SourceModule, node: ast.expr) -> str | None:
+def argument_problem(project: Project, module: SourceModule, node: ast.expr, depth: int = 0) -> str | None:
     """Return what an argument at a place of a call is, if it is not JSON for sure."""
     if isinstance(node, ast.Set | ast.SetComp):
         return "a set"
@@ -99,8 +100,8 @@ def argument_problem(project: Project, module: SourceModule, node: ast.expr) -> 
         if annotation is not None:
             wrong = is_json(project, module, annotation) is False
             return f"of type {shortened(annotation)}" if wrong else None
-        value = module.value_of(node)
-        return argument_problem(project, module, value) if value is not None and value is not node else None
+        value = module.value_of(node) if depth < _DEPTH else None
+        return argument_problem(project, module, value, depth + 1) if value is not None else None
     if not isinstance(node, ast.Call):
         return None
     name = project.resolve(module, node.func)
@@ -143,7 +144,7 @@ def _class_is_json(project: Project, module: SourceModule, node: ast.expr, depth
     if name in _JSON_BASES or name in _JSON:
         return True
     found = project.class_of(name)
-    if found is None or depth > 10:
+    if found is None or depth > _DEPTH:
         return None
     home, definition = found
     if any(isinstance(one, Function) and one.name == "__json__" for one in definition.body):
@@ -156,7 +157,7 @@ def _is_model(project: Project, module: SourceModule, node: ast.expr, depth: int
     if name in _MODEL_BASES:
         return True
     found = project.class_of(name)
-    if found is None or depth > 10:
+    if found is None or depth > _DEPTH:
         return False
     home, definition = found
     return any(_is_model(project, home, base, depth + 1) for base in definition.bases)

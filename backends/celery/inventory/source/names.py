@@ -114,7 +114,10 @@ class SourceModule:
                 return scope.imports[node.id]
             if node.id in scope.bound:
                 return self._bound(node.id, scope, depth)
-        return f"builtins.{node.id}" if node.id in _BUILTINS else None
+        if node.id in _BUILTINS:
+            return f"builtins.{node.id}"
+        # Perhaps from `import *`: whoever knows the other modules can tell.
+        return f"{self.name}.{node.id}" if self.top.stars else None
 
     def _bound(self, name: str, scope: Scope, depth: int) -> str | None:
         if scope is self.top:

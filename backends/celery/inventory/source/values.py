@@ -21,6 +21,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 _UNITS = {"weeks": 604_800.0, "days": 86_400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0, "milliseconds": 0.001}
 _TIMEDELTA_ORDER = ("days", "seconds", "microseconds", "milliseconds", "minutes", "hours", "weeks")
 _LONGEST_TEXT = 60
+_DEPTH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Value:
         return float(self.value) if self.known and type(self.value) in (int, float) else None
 
 
-def value_of(project: Project, module: SourceModule, node: ast.expr) -> Value:
+def value_of(project: Project, module: SourceModule, node: ast.expr, depth: int = 0) -> Value:
     """Return the value of an expression: literals, plain arithmetic, constants of modules and timedelta."""
     text = shortened(node)
     number = seconds_in(project, module, node)
@@ -52,13 +53,13 @@ def value_of(project: Project, module: SourceModule, node: ast.expr) -> Value:
     try:
         return Value(text, True, ast.literal_eval(node))
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        constant = _constant(project, module, node)
-        return value_of(project, *constant) if constant is not None else Value(text)
+        constant = _constant(project, module, node) if depth < _DEPTH else None
+        return value_of(project, *constant, depth=depth + 1) if constant is not None else Value(text)
 
 
 def seconds_in(project: Project, module: SourceModule, node: ast.expr, depth: int = 0) -> float | None:
     """Return a number, or the seconds of a `timedelta`; what is added to a point in time such as now counts."""
-    if depth > 20:
+    if depth > _DEPTH:
         return None
     if isinstance(node, ast.Constant):
         return float(node.value) if isinstance(node.value, int | float) and not isinstance(node.value, bool) else None
