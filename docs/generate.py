@@ -23,6 +23,7 @@ from bridge_app import replies
 from queuebridge import errors, settings, stages
 from queuebridge.backend import Backend
 from queuebridge.backends.celery.backend import CeleryBackend
+from queuebridge.backends.celery.inventory.rules import APP_RULES, TASK_RULES
 from queuebridge.backends.celery.settings import CelerySettings
 from queuebridge.backends.inline import InlineBackend, InlineSettings
 from queuebridge.backends.qstash.backend import QStashBackend
@@ -62,7 +63,7 @@ CAPABILITIES = {
 }
 EXIT_CODES = {
     ExitCode.DONE: "Done.",
-    ExitCode.FAILED: "Failed: a job was refused, a process ended, the demo lost or doubled a job.",
+    ExitCode.FAILED: "Failed: a job was refused, a process ended, a task cannot move, the demo lost or doubled a job.",
     ExitCode.USAGE: "The command line is wrong.",
     ExitCode.CONFIGURATION: "A setting is missing, wrong or contradictory, or an extra is not installed.",
     ExitCode.UNREACHABLE: "The backend cannot be reached, or did not say whether it took the job.",
@@ -89,6 +90,7 @@ def generated() -> dict[str, str]:
         "reference/cli.md": cli_page(),
         "reference/settings.md": settings_page(),
         "reference/errors.md": errors_page(),
+        "inventory.md": with_regions("inventory.md", {"rules": rule_table}),
         "backends.md": with_regions("backends.md", {"capabilities": capability_table}),
         "receiver.md": with_regions("receiver.md", {"replies": reply_table}),
         "stages.md": with_regions("stages.md", {"stages": stage_table}),
@@ -319,6 +321,15 @@ def reply_table() -> str:
         ),
     ]
     return table(("what happened", "status", "header", "QStash then"), rows) + "\n"
+
+
+def rule_table() -> str:
+    """Return the rules of the inventory."""
+    parts = []
+    for title, rules in (("About a task:", TASK_RULES), ("About the app as a whole:", APP_RULES)):
+        rows = [(f"`{rule.name}`", rule.severity.value, rule.why, rule.do) for rule in rules]
+        parts += [title, table(("rule", "severity", "why it matters", "what to do"), rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def stage_table() -> str:

@@ -29,7 +29,7 @@ _PLACES = 3
     "--source",
     "folders",
     multiple=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="A further folder or file with source that calls tasks; repeatable. The packages of the app and of its tasks "
     "are always read.",
 )
@@ -53,6 +53,9 @@ def command(path: str, folders: tuple[Path, ...], pattern: str | None, push_time
     The exit status is 1 if a task that is shown, or the app as a whole, cannot move yet, and 0 otherwise: edits and
     decisions do not count.
     """
+    for folder in folders:
+        if not folder.exists():
+            raise click.BadParameter(f"there is no {str(folder)!r}.", param_hint="--source")
     inventory = import_optional("queuebridge.backends.celery.inventory", feature="The inventory of a Celery app")
     limits = import_optional("queuebridge.backends.qstash.settings", feature="The limits of QStash").PublishSettings
     environ = environment_or(None)

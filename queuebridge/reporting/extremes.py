@@ -64,7 +64,7 @@ def _size(payload: str) -> tuple[int | None, bool]:
         shown = json.loads(payload)
     except ValueError:
         return None, False
-    if not isinstance(shown, dict) or "args" not in shown:
-        # Either cut, or the arguments are not JSON at all.
+    # What custody shows instead of arguments that are long, or no JSON.
+    if not isinstance(shown, dict) or "not JSON" in shown or set(shown) == {"cut"}:
         return None, isinstance(shown, dict) and "cut" in shown
     return len(payload.encode()), False

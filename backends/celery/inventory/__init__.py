@@ -2,7 +2,6 @@
 
 from queuebridge.backends.celery.inventory.data import as_data
 from queuebridge.backends.celery.inventory.facts import Seen, Surroundings
-from queuebridge.backends.celery.inventory.rules import APP_RULES, TASK_RULES
 from queuebridge.backends.celery.inventory.taking import Inventory, take_inventory
 
-__all__ = ["APP_RULES", "TASK_RULES", "Inventory", "Seen", "Surroundings", "as_data", "take_inventory"]
+__all__ = ["Inventory", "Seen", "Surroundings", "as_data", "take_inventory"]

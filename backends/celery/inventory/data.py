@@ -8,7 +8,7 @@ from typing import Any
 
 from queuebridge.backends.celery.inventory.facts import AppFacts
 from queuebridge.backends.celery.inventory.records import Finding
-from queuebridge.backends.celery.inventory.rules import TaskSubject
+from queuebridge.backends.celery.inventory.rules.table import TaskSubject
 from queuebridge.backends.celery.inventory.source.calls import Call
 from queuebridge.backends.celery.inventory.taking import Inventory, TaskInventory, counts, is_blocked
 from queuebridge.failures import redact

@@ -20,7 +20,8 @@ from queuebridge.backends.celery.inventory.app_reading import (
 )
 from queuebridge.backends.celery.inventory.facts import AppFacts, Seen, Surroundings, TaskFacts
 from queuebridge.backends.celery.inventory.records import Finding, Place, Severity, Verdict, verdict_of
-from queuebridge.backends.celery.inventory.rules import APP_RULES, TASK_RULES, AppSubject, TaskSubject
+from queuebridge.backends.celery.inventory.rules import APP_RULES, TASK_RULES
+from queuebridge.backends.celery.inventory.rules.table import AppSubject, TaskSubject
 from queuebridge.backends.celery.inventory.source.annotations import argument_problem, parameters_of
 from queuebridge.backends.celery.inventory.source.bodies import Use, find_uses
 from queuebridge.backends.celery.inventory.source.calls import Call, find_calls

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from inventories import inventory_of, rules_of
 
-from queuebridge.backends.celery.inventory import APP_RULES, TASK_RULES, Seen
-from queuebridge.backends.celery.inventory.facts import UNLIMITED, QueueFacts, ScheduleFacts
+from queuebridge.backends.celery.inventory.facts import UNLIMITED, QueueFacts, ScheduleFacts, Seen
 from queuebridge.backends.celery.inventory.records import Place, Severity, Verdict
+from queuebridge.backends.celery.inventory.rules import APP_RULES, TASK_RULES
 from queuebridge.backends.celery.inventory.source.files import Unread
 
 REDIS = {"result_backend": "redis://results"}
@@ -103,7 +103,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "queue": (call("work.apply_async(queue='mail')"), case(task={"route": {"queue": "celery"}})),
     "route-unknown": (case(task={"route": {"unknown": "KeyError"}}), case()),
-    "runs-too-long": (case(seen=seen(901_000)), case(seen=seen(901_000), surroundings={"push_timeout_seconds": 7200.0})),
+    "runs-too-long": (
+        case(seen=seen(901_000)),
+        case(seen=seen(901_000), surroundings={"push_timeout_seconds": 7200.0}),
+    ),
     "limit-beyond-push": (
         option(time_limit=1000),
         case(task={"options": {"time_limit": 1000}}, seen=seen(10_000)),
@@ -165,7 +168,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "threads": (body("t.Thread(target=print).start()", imports="import threading as t"), body("t.Thread()", "t")),
     "greenlets": (body("gevent.spawn(print)", imports="import gevent"), body("gevent.spawn(print)", "gevent")),
-    "request-of-worker": (body("self.request.hostname", "self", task=BOUND), body("self.request.id", "self", task=BOUND)),
+    "request-of-worker": (
+        body("self.request.hostname", "self", task=BOUND),
+        body("self.request.id", "self", task=BOUND),
+    ),
     "reject": (
         body("raise Reject('no', requeue=True)", imports="from celery.exceptions import Reject"),
         body("raise Reject('no', requeue=True)", imports="from shop.errors import Reject"),

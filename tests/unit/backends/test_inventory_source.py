@@ -135,7 +135,8 @@ def test_task_is_known_by_its_own_name_too(code: str, how: str) -> None:
     ],
 )
 def test_canvas_is_followed_from_the_signature_outwards(code: str, canvas: list[str]) -> None:
-    source = f"import celery\nfrom celery import chain, chord, group\nfrom shop.tasks import work\ndef f(value):\n    {code}"
+    imports = "import celery\nfrom celery import chain, chord, group\nfrom shop.tasks import work"
+    source = f"{imports}\ndef f(value):\n    {code}"
 
     (call,) = [call for call in calls_in(source) if call.task == "work"]
 
@@ -182,7 +183,8 @@ chain(work.s(1).set(priority=3)).apply_async(countdown=LATER * 60, queue=name(),
 
 
 def test_endless_assignments_are_followed_to_an_end() -> None:
-    source = "from shop.tasks import work\ndef f():\n    a = b = work.s()\n    a = b\n    b = a\n    a.get()\n    return a, b"
+    body = "a = b = work.s()\n    a = b\n    b = a\n    a.get()\n    return a, b"
+    source = f"from shop.tasks import work\ndef f():\n    {body}"
 
     (call,) = calls_in(source)
 
@@ -207,7 +209,8 @@ def test_endless_assignments_are_followed_to_an_end() -> None:
     ],
 )
 def test_value_is_told_without_running_anything(expression: str, value: object) -> None:
-    source = f"import datetime\nfrom datetime import timedelta\nfrom shop import limits\nHOUR = 3600\nx = {expression}"
+    imports = "import datetime\nfrom datetime import timedelta\nfrom shop import limits"
+    source = f"{imports}\nHOUR = 3600\nx = {expression}"
     project = project_with(source, limits="DAY = 24 * 60 * 60\n")
     module = project.modules["shop.views"]
 

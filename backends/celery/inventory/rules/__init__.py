@@ -8,4 +8,4 @@ TASK_RULES: tuple[Rule[TaskSubject], ...] = tuple(
 )
 APP_RULES: tuple[Rule[AppSubject], ...] = tuple(whole_app.TABLE.rules)
 
-__all__ = ["APP_RULES", "TASK_RULES", "AppSubject", "Rule", "TaskSubject"]
+__all__ = ["APP_RULES", "TASK_RULES"]
