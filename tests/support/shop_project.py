@@ -68,6 +68,12 @@ FILES = {
     "shop/models.py": """
         import enum
 
+        from pydantic import BaseModel
+
+
+        class Address(BaseModel):
+            street: str
+
 
         class Order:
             def __init__(self, number: int) -> None:
@@ -84,7 +90,7 @@ FILES = {
         from celery import Task, chord, group, shared_task
         from celery.exceptions import Reject, SoftTimeLimitExceeded
 
-        from shop.models import Order, Size
+        from shop.models import Address, Order, Size
 
         CACHE = {}
         DAY = 24 * 60 * 60
@@ -135,6 +141,11 @@ FILES = {
         def order_total(product_ids: list[int]):
             header = [price.s(product) for product in product_ids]
             return chord(header)(total.s()).get(timeout=10)
+
+
+        @shared_task(pydantic=True, bind=True, acks_late=True, autoretry_for=(KeyError,))
+        def deliver(self, address: Address) -> None:
+            return None
 
 
         @shared_task(acks_late=True, ignore_result=True)
@@ -222,12 +233,8 @@ FILES = {
     """,
 }
 
-TASKS = [
-    "mail.digest",
-    "mail.send",
-    *(f"shop.tasks.{name}" for name in ("charge", "export", "order_total", "ping", "price", "reload_prices", "ship")),
-    "shop.tasks.total",
-]
+_IN_SHOP = ("charge", "deliver", "export", "order_total", "ping", "price", "reload_prices", "ship", "total")
+TASKS = ["mail.digest", "mail.send", *(f"shop.tasks.{name}" for name in _IN_SHOP)]
 
 
 def write_project(folder: Path) -> Path:

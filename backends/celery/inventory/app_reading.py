@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import celery
+import celery.app.base
 from celery.app.task import Task
 from celery.local import Proxy
 
@@ -178,7 +179,9 @@ def _schedules(app: celery.Celery) -> Iterator[ScheduleFacts]:
 
 
 def _task(app: celery.Celery, task: Any) -> TaskFacts:
-    function = inspect.unwrap(getattr(task, "_decorated_fun", None) or getattr(task, "_orig_run", task.run))
+    written = getattr(task, "_orig_run", task.run)
+    # Celery 5.7 keeps the function as it was decorated; before, the wrapper for pydantic leads to it.
+    function = inspect.unwrap(getattr(task, "_decorated_fun", None) or written)
     decorated = bool(getattr(type(task), "_decorated", False))
     run = vars(type(task)).get("run")
     classes = type(task).__mro__[1:]
@@ -190,7 +193,7 @@ def _task(app: celery.Celery, task: Any) -> TaskFacts:
         qualname=getattr(task, "__qualname__", type(task).__qualname__),
         place=_place(function if decorated else type(task)),
         bound=not isinstance(run, staticmethod) if decorated else True,
-        pydantic=getattr(task, "_dump_pydantic_arguments", None) is not None,
+        pydantic=getattr(getattr(written, "__code__", None), "co_filename", None) == celery.app.base.__file__,
         bases=tuple(f"{one.__module__}.{one.__qualname__}" for one in ours),
         request=request if request != _REQUEST else None,
         strategy=strategy if strategy != _STRATEGY else None,

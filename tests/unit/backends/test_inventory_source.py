@@ -66,6 +66,9 @@ def test_task_is_known_by_whatever_name_it_was_imported(source: str) -> None:
         ("app.send_task(name)", "the name of the task is not written there"),
         ("app.send_task('gone')", "the app has no task 'gone'"),
         ("from celery import signature\nsignature('gone')", "the app has no task 'gone'"),
+        ("def view():\n    a = b.set()\n    b = a.set()\n    b.delay()", "it cannot be seen what b is"),
+        ("def view(job):\n    job = work\n    job.delay()", "it cannot be seen what job is"),
+        ("for job in (work, other):\n    job.delay()", "it cannot be seen what job is"),
         ("from shop.models import Order\nOrder.delay()", "it cannot be seen what Order is"),
     ],
 )
@@ -111,6 +114,8 @@ def test_task_is_known_by_its_own_name_too(code: str, how: str) -> None:
     [
         ("chain(work.s(), value)", ["chain"]),
         ("(work.s() | value).delay()", ["chain"]),
+        ("flow = work.s() | value\n    flow.apply_async()", ["chain"]),
+        ("flow = work.s()\n    flow = flow | value\n    flow |= value\n    flow.apply_async()", ["chain"]),
         ("group([work.s(), value])()", ["group"]),
         ("group(work.s(i) for i in value)", ["group"]),
         ("group([work.s(i) for i in value]).apply_async()", ["group"]),
@@ -217,6 +222,13 @@ def test_value_is_told_without_running_anything(expression: str, value: object) 
     found = value_of(project, module, module.top.values["x"][0])
 
     assert (found.known, found.value) == (True, value)
+
+
+def test_constant_that_changes_is_not_guessed() -> None:
+    project = project_with("LATER = 5\nLATER += 1\nx = LATER")
+    module = project.modules["shop.views"]
+
+    assert not value_of(project, module, module.top.values["x"][0]).known
 
 
 @pytest.mark.parametrize("expression", ["f()", "1 / 0", "tomorrow + timedelta(1)", "unknown", "9 ** 9 ** 9", "x"])

@@ -62,6 +62,7 @@ def test_every_task_of_the_app_has_a_verdict_and_celerys_own_are_left_out(taken:
         "mail.digest": "ready",
         "mail.send": "cannot move yet",
         "shop.tasks.charge": "needs a decision",
+        "shop.tasks.deliver": "ready",
         "shop.tasks.export": "needs a decision",
         "shop.tasks.order_total": "cannot move yet",
         "shop.tasks.ping": "ready",
@@ -71,7 +72,7 @@ def test_every_task_of_the_app_has_a_verdict_and_celerys_own_are_left_out(taken:
         "shop.tasks.total": "ready, with edits",
     }
     assert [one["name"] for one in taken["tasks"]] == TASKS
-    assert taken["counts"] == {"ready": 2, "ready, with edits": 3, "needs a decision": 2, "cannot move yet": 3}
+    assert taken["counts"] == {"ready": 3, "ready, with edits": 3, "needs a decision": 2, "cannot move yet": 3}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,8 @@ def test_what_a_task_uses_is_listed(taken: dict[str, Any]) -> None:
     assert set(price["uses"]["canvas"]) == {"chain", "chord", "group", "link_error"}
     assert price["uses"]["call_options"]["priority"] == ["9"]
     assert [one["how"] for one in price["calls"]] == ["s", "s", "delay", "s"]
+    (address,) = task(taken, "shop.tasks.deliver")["uses"]["arguments"]
+    assert address == {"name": "address", "annotation": "Address", "json": False, "model": True}
     charge = task(taken, "shop.tasks.charge")
     assert charge["uses"]["bound"]
     assert charge["uses"]["bases"] == ["shop.tasks.WithDatabase"]

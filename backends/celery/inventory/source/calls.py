@@ -17,6 +17,7 @@ _TELLING = ("delay", "apply_async", "s", "si", "signature", "subtask")
 # Methods that many things have: counted only on what is known to be a task.
 _COMMON = ("apply", "map", "starmap", "chunks", "AsyncResult")
 _WITHOUT_ARGUMENTS = ("map", "starmap", "chunks", "AsyncResult")
+_DEPTH = 10
 _ARGUMENTS_IN_A_TUPLE = ("apply_async", "apply", "signature", "subtask", "send_task", "signature by name")
 _BY_NAME = frozenset(
     (
@@ -129,7 +130,7 @@ def _on_task(project: Project, module: SourceModule, node: ast.Call) -> tuple[st
     if not isinstance(node.func, ast.Attribute) or node.func.attr not in (*_TELLING, *_COMMON):
         return None
     how, base = node.func.attr, node.func.value
-    if isinstance(base, ast.Call) or canvas_of(project, module, base):
+    if isinstance(base, ast.Call | ast.BinOp):
         # A call of what another call has made, which is followed from there.
         return None if _is_followed(project, module, base) or how in _COMMON else (how, None, _unclear(base))
     name = project.resolve(module, base)
@@ -155,22 +156,28 @@ def _own_task(project: Project, module: SourceModule, base: ast.expr) -> str | N
     return name if is_first and project.task_of(name) is not None else None
 
 
-def _is_followed(project: Project, module: SourceModule, base: ast.expr) -> bool:
+def _is_followed(project: Project, module: SourceModule, base: ast.expr, depth: int = 0) -> bool:
     """Say whether an expression is a signature or canvas that is found at its own place."""
-    if isinstance(base, ast.Name):
-        value = module.value_of(base)
-        return value is not None and not isinstance(value, ast.Name) and _is_followed(project, module, value)
-    if isinstance(base, ast.BinOp):
-        return _is_followed(project, module, base.left) or _is_followed(project, module, base.right)
-    if not isinstance(base, ast.Call):
+    if depth > _DEPTH:
         return False
-    if canvas_of(project, module, base):
-        return True
-    if isinstance(base.func, ast.Call):
-        return _is_followed(project, module, base.func)
-    if not isinstance(base.func, ast.Attribute):
-        return project.resolve(module, base.func) in _BY_NAME
-    return base.func.attr in _TELLING or _is_followed(project, module, base.func.value)
+    inner: list[ast.expr] = []
+    if isinstance(base, ast.Name):
+        # What is made of the name itself is followed if the name is.
+        inner = [one for one in module.values_of(base) if isinstance(one, ast.Call | ast.BinOp)]
+        inner = [one for one in inner if not _mentions(one, base.id)]
+    elif isinstance(base, ast.BinOp):
+        inner = [base.left, base.right]
+    elif isinstance(base, ast.Call):
+        if canvas_of(project, module, base) or project.resolve(module, base.func) in _BY_NAME:
+            return True
+        if isinstance(base.func, ast.Attribute) and base.func.attr in _TELLING:
+            return True
+        inner = [base.func.value if isinstance(base.func, ast.Attribute) else base.func]
+    return any(_is_followed(project, module, one, depth + 1) for one in inner)
+
+
+def _mentions(node: ast.expr, name: str) -> bool:
+    return any(isinstance(one, ast.Name) and one.id == name for one in ast.walk(node))
 
 
 def _unclear(base: ast.expr) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,7 @@ class Scope:
         definitions: Functions and classes.
         values: Name -> the values that are assigned to it, as far as an assignment is plain.
         annotations: Name -> the annotation of an argument or variable.
-        bound: All names.
+        bound: All names, and how often each is bound.
         stars: Modules of `from module import *`.
     """
 
@@ -36,8 +37,13 @@ class Scope:
     definitions: set[str] = field(default_factory=set)
     values: dict[str, list[ast.expr]] = field(default_factory=dict)
     annotations: dict[str, ast.expr] = field(default_factory=dict)
-    bound: set[str] = field(default_factory=set)
+    bound: Counter[str] = field(default_factory=Counter)
     stars: list[str] = field(default_factory=list)
+
+    def only_value(self, name: str) -> ast.expr | None:
+        """Return the value of a name that is bound once, by a plain assignment."""
+        values = self.values.get(name, [])
+        return values[0] if len(values) == 1 and self.bound[name] == 1 else None
 
 
 class SourceModule:
@@ -122,19 +128,23 @@ class SourceModule:
     def _bound(self, name: str, scope: Scope, depth: int) -> str | None:
         if scope is self.top:
             return f"{self.name}.{name}"
-        values = scope.values.get(name, [])
         # Only a name that means one thing in the whole function means something.
-        if len(values) == 1 and isinstance(values[0], ast.Name | ast.Attribute) and name not in scope.annotations:
-            return self.resolve(values[0], depth + 1)
-        return None
+        value = scope.only_value(name)
+        return self.resolve(value, depth + 1) if isinstance(value, ast.Name | ast.Attribute) else None
 
     def value_of(self, node: ast.Name) -> ast.expr | None:
         """Return the expression that is assigned to a name, if there is exactly one."""
         for scope in self.scopes_at(node):
             if node.id in scope.bound:
-                values = scope.values.get(node.id, [])
-                return values[0] if len(values) == 1 else None
+                return scope.only_value(node.id)
         return None
+
+    def values_of(self, node: ast.Name) -> list[ast.expr]:
+        """Return the expressions that are assigned to a name."""
+        for scope in self.scopes_at(node):
+            if node.id in scope.bound:
+                return scope.values.get(node.id, [])
+        return []
 
     def annotation_of(self, node: ast.Name) -> ast.expr | None:
         """Return the annotation of a name."""
@@ -154,7 +164,7 @@ def _read_scope(owner: ast.AST, package: str) -> Scope:
             *arguments.kwonlyargs,
             *filter(None, (arguments.vararg, arguments.kwarg)),
         ):
-            scope.bound.add(argument.arg)
+            scope.bound[argument.arg] += 1
             if argument.annotation is not None and argument not in (arguments.vararg, arguments.kwarg):
                 scope.annotations[argument.arg] = argument.annotation
     for node in _own_nodes(owner):
@@ -188,9 +198,9 @@ def _bind(node: ast.AST, scope: Scope, package: str) -> None:
                 scope.imports[alias.asname or alias.name] = f"{source}.{alias.name}"
     elif isinstance(node, Function | ast.ClassDef):
         scope.definitions.add(node.name)
-        scope.bound.add(node.name)
+        scope.bound[node.name] += 1
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        scope.bound.add(node.id)
+        scope.bound[node.id] += 1
     elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
         _assign(node, scope)
 

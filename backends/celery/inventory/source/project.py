@@ -120,9 +120,9 @@ class Project:
         elif first in scope.definitions:
             return None
         elif first in scope.bound:
-            values = scope.values.get(first, [])
-            if len(values) == 1 and isinstance(values[0], ast.Name | ast.Attribute):
-                target = module.resolve(values[0])
+            value = scope.only_value(first)
+            if isinstance(value, ast.Name | ast.Attribute):
+                target = module.resolve(value)
         else:
             target = next((f"{star}.{first}" for star in scope.stars if self._has(star, first)), None)
         return ".".join([target, *rest]) if target is not None else None

@@ -126,5 +126,5 @@ def _constant(project: Project, module: SourceModule, node: ast.AST) -> tuple[So
         return None
     owner, _, attribute = name.rpartition(".")
     home = project.modules.get(owner)
-    values = home.top.values.get(attribute, []) if home is not None else []
-    return (home, values[0]) if home is not None and len(values) == 1 and values[0] is not node else None
+    found = home.top.only_value(attribute) if home is not None else None
+    return (home, found) if home is not None and found is not None else None
