@@ -29,6 +29,9 @@ pytestmark = pytest.mark.timeout(240)
 NEEDS = {
     "bridge_app": "flask",
     "queuebridge.backends.celery": "celery",
+    "queuebridge.backends.celery.inventory": "celery",
+    "queuebridge.backends.celery.inventory.rules": "celery",
+    "queuebridge.backends.celery.inventory.source": "celery",
     "queuebridge.backends.qstash.devserver": "aiohttp",
     "queuebridge.storage.redis": "redis",
     "queuebridge.storage.sql": "sqlalchemy",
