@@ -11,6 +11,7 @@ import celery
 import celery.app.base
 from celery.app.task import Task
 from celery.local import Proxy
+from celery.utils.imports import symbol_by_name
 
 from queuebridge.backends.celery.configured_app import longest_delay
 from queuebridge.backends.celery.inventory.facts import UNLIMITED, AppFacts, QueueFacts, ScheduleFacts, TaskFacts
@@ -34,6 +35,7 @@ _SETTINGS = (
 _OPTIONS: dict[str, Any] = {
     **dict.fromkeys(("serializer", "compression", "priority", "rate_limit", "time_limit", "soft_time_limit"), None),
     **dict.fromkeys(("expires", "queue", "exchange", "routing_key", "delivery_mode"), None),
+    **dict.fromkeys(("mandatory", "immediate"), False),
     **dict.fromkeys(("acks_late", "reject_on_worker_lost", "retry_on_worker_lost"), False),
     **dict.fromkeys(("ignore_result", "track_started"), False),
     **dict.fromkeys(("acks_on_failure_or_timeout", "acks_on_failure", "acks_on_timeout", "typing"), True),
@@ -52,6 +54,7 @@ _PARTS = {
     "registry_cls": "celery.app.registry:TaskRegistry",
     "task_cls": "celery.app.task:Task",
 }
+_OURS = "queuebridge.backends.celery."
 _REQUEST = "celery.worker.request:Request"
 _STRATEGY = "celery.worker.strategy:default"
 
@@ -92,9 +95,8 @@ def read_app(app: celery.Celery, path: str) -> AppFacts:
         settings=_settings(app),
         queues=dict(_queues(app)),
         schedules=tuple(_schedules(app)),
-        custom={
-            name: part for name, usual in _PARTS.items() if (part := _named(getattr(app, name))) != usual
-        },
+        custom=_custom(app),
+        own_sending=_sends_itself(app),
     )
 
 
@@ -123,6 +125,19 @@ def apps_in_modules(module_names: Iterable[str]) -> frozenset[str]:
         for attribute, value in list(vars(sys.modules.get(module_name, object)).items())
         if issubclass(type(value), celery.Celery)
     )
+
+
+def _custom(app: celery.Celery) -> dict[str, str]:
+    parts = {name: _named(getattr(app, name)) for name in _PARTS}
+    # An app that has the bridge already is no special case.
+    return {
+        name: part for name, part in parts.items() if part != _PARTS[name] and not part.startswith(_OURS)
+    }
+
+
+def _sends_itself(app: celery.Celery) -> bool:
+    part: Any = app.amqp_cls
+    return "amqp_cls" in _custom(app) and "send_task_message" in vars(symbol_by_name(part))
 
 
 def _is_task(value: Any) -> bool:

@@ -99,6 +99,7 @@ class AppFacts:
         queues: The declared queues, by name.
         schedules: What beat publishes.
         custom: Parts of Celery that the app replaces: what, and by what.
+        own_sending: Whether it has a function of its own through which messages are sent.
     """
 
     name: str
@@ -112,6 +113,7 @@ class AppFacts:
     queues: Mapping[str, QueueFacts] = field(default_factory=dict)
     schedules: tuple[ScheduleFacts, ...] = ()
     custom: Mapping[str, str] = field(default_factory=dict)
+    own_sending: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -87,7 +87,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "large-arguments": (case(seen=seen(largest_bytes=1_000_001)), case(seen=seen(largest_bytes=1000))),
     "options-unseen": (call("work.apply_async(**value)"), call("work.apply_async(expires=3)")),
-    "priority": (call("work.s().set(priority=3).delay()"), call("work.s().set(priority=None).delay()")),
+    "priority": (call("work.s().set(priority=3).delay()"), call("work.s().set(priority=0).delay(priority=None)")),
+    "broker-answers": (call("work.apply_async(mandatory=True)"), call("work.apply_async(mandatory=False)")),
     "broadcast": (
         case(task={"route": {"queue": "all"}}, app=queues("all", "fanout")),
         case(task={"route": {"queue": "all"}}, app=queues("all", "topic")),
@@ -156,6 +157,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "waits-in-task": (body("return other.delay().get()"), body("other.delay()")),
     "canvas": (call("(work.s() | other.s()).delay()"), call("work.delay()")),
     "revoke": (call("work.delay().revoke()"), call("work.delay().status")),
+    "terminate": (call("work.delay().revoke(terminate=True)"), call("work.delay().revoke(terminate=False)")),
     "globals": (
         case("SEEN = []\n@app.task\ndef work(): remember(1)\ndef remember(one): SEEN.append(one)\n"),
         case("SEEN = []\n@app.task\ndef work():\n    SEEN = []\n    SEEN.append(1)\n"),
@@ -173,8 +175,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         body("self.request.id", "self", task=BOUND),
     ),
     "reject": (
-        body("raise Reject('no', requeue=True)", imports="from celery.exceptions import Reject"),
-        body("raise Reject('no', requeue=True)", imports="from shop.errors import Reject"),
+        body("raise Reject('no')", imports="from celery.exceptions import Reject"),
+        body("raise Reject('no')", imports="from shop.errors import Reject"),
+    ),
+    "requeue": (
+        body("raise Reject('no', requeue=late)", imports="from celery.exceptions import Reject"),
+        body("raise Reject('no', False)", imports="from celery.exceptions import Reject"),
     ),
     "ignore": (
         body("raise Ignore", imports="from celery.exceptions import Ignore"),
@@ -204,12 +210,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "worker-signals": (case(SIGNAL.format("worker_process_init")), case(SIGNAL.format("task_prerun"))),
     "lost-signals": (case(SIGNAL.format("task_revoked")), case(SIGNAL.format("task_prerun"))),
     "task-signals": (case(SIGNAL.format("task_prerun")), case(SIGNAL.format("worker_ready"))),
-    "remote-control": (call("app.control.inspect().active()"), call("value.control.inspect().active()")),
+    "remote-control": (call("app.control.inspect().active()"), call("app.control.revoke(value)")),
+    "revoking": (call("app.control.revoke(value)"), call("app.control.revoke(value, terminate=True)")),
     "events": (setting(worker_send_task_events=True), setting()),
     "own-worker": (case("app.steps['worker'].add(object)"), case("other.steps['worker'].add(object)")),
     "worker-pool": (setting(worker_pool="gevent"), setting(worker_pool="threads")),
     "worker-recycling": (setting(worker_max_tasks_per_child=10), setting()),
     "worker-direct": (setting(worker_direct=True), setting()),
+    "own-sending": (case(app={"own_sending": True}), case(app={"custom": {"amqp_cls": "shop:AMQP"}})),
     "custom-amqp": (case(app={"custom": {"amqp_cls": "shop:AMQP"}}), case(app={"custom": {"task_cls": "shop:Task"}})),
     "inherited-priority": (setting(task_inherit_parent_priority=True), setting()),
     "queue-types": (case(app=queues("one", x_queue_type="quorum")), case(app=queues("one"))),

@@ -92,7 +92,7 @@ def test_every_task_of_the_app_has_a_verdict_and_celerys_own_are_left_out(taken:
         ("shop.tasks.charge", "rate-limit", "shop/tasks.py", "rate_limit="),
         ("shop.tasks.export", "processes", "shop/tasks.py", "subprocess.run"),
         ("shop.tasks.export", "limit-beyond-push", "shop/tasks.py", "time_limit=7200"),
-        ("shop.tasks.export", "revoke", "shop/views.py", "AsyncResult(task_id)"),
+        ("shop.tasks.export", "terminate", "shop/views.py", "AsyncResult(task_id)"),
         ("shop.tasks.order_total", "waits-in-task", "shop/tasks.py", ".get(timeout=10)"),
         ("shop.tasks.price", "priority", "shop/tasks.py", "priority=9"),
         ("shop.tasks.price", "results-needed", "shop/views.py", "price.delay(1)"),
@@ -254,8 +254,8 @@ def test_ledger_tells_the_longest_run_and_the_largest_arguments(
     (project / "ledgered.py").write_text(
         "from celery import Celery\n"
         "app = Celery('ledgered', broker='memory://', set_as_current=False)\n"
-        "@app.task(acks_late=True)\ndef work(to): ...\n"
-        "@app.task(acks_late=True)\ndef idle(): ...\n"
+        "@app.task(acks_late=True, shared=False)\ndef work(to): ...\n"
+        "@app.task(acks_late=True, shared=False)\ndef idle(): ...\n"
     )
     monkeypatch.syspath_prepend(project)
     monkeypatch.setenv("QUEUEBRIDGE_LEDGER", "memory://")

@@ -10,7 +10,7 @@ from queuebridge.backends.celery.inventory.rules.table import Hit, RuleTable, Ta
 TABLE: RuleTable[TaskSubject] = RuleTable()
 
 # What a request says about the worker and the broker.
-_OF_THE_WORKER = ("hostname", "delivery_info", "reply_to", "correlation_id", "loglevel", "logfile")
+_OF_THE_WORKER = ("hostname", "delivery_info", "loglevel", "logfile")
 
 
 @TABLE.add(
@@ -83,8 +83,9 @@ def greenlets(subject: TaskSubject) -> Iterator[Hit]:
 
 @TABLE.add(
     "request-of-worker",
-    Severity.EDIT,
-    why="On push this speaks of the receiver and of no broker, or is empty.",
+    Severity.DECISION,
+    why="On push hostname names the receiver, delivery_info never says that a message was redelivered, and there are "
+    "no log files of a worker.",
     do="Use what the job itself carries: id, retries, headers, the arguments.",
 )
 def request_of_worker(subject: TaskSubject) -> Iterator[Hit]:
@@ -96,14 +97,25 @@ def request_of_worker(subject: TaskSubject) -> Iterator[Hit]:
 
 @TABLE.add(
     "reject",
-    Severity.DECISION,
-    why="Reject gives the message back to the broker, or to its dead letters. On push it is QStash that has it.",
-    do="Raise an error where it shall be delivered again, self.retry where that shall take time, Ignore where it is "
-    "done.",
+    Severity.NOTE,
+    why="The job counts as failed, as in a worker. Dead letters of the broker do not get it on push.",
+    do="Watch `queuebridge jobs failed` in place of the queue of dead letters, if there is one.",
 )
 def reject(subject: TaskSubject) -> Iterator[Hit]:
     """Find Reject."""
     yield from together(subject.used("reject"))
+
+
+@TABLE.add(
+    "requeue",
+    Severity.DECISION,
+    why="A broker brings the message again without limit. On push it comes again after a second, and each time is one "
+    "of its retries: when they are used up it has failed.",
+    do="Use self.retry with a countdown and max_retries.",
+)
+def requeue(subject: TaskSubject) -> Iterator[Hit]:
+    """Find Reject with requeue."""
+    yield from together(subject.used("requeue"))
 
 
 @TABLE.add(

@@ -92,9 +92,9 @@ def custom_base(subject: TaskSubject) -> Iterator[Hit]:
 @TABLE.add(
     "custom-request",
     Severity.DECISION,
-    why="Its hooks are called by a worker's pool and consumer (time-outs, lost workers, acknowledgement). Push has "
-    "none.",
-    do="Move what it does into signals or a base class.",
+    why="The receiver uses it, but has no pool of processes and no broker: its hooks for time-outs and lost workers "
+    "are not called, and acknowledging or rejecting has no effect.",
+    do="Move what these hooks do into signals or a base class.",
 )
 def custom_request(subject: TaskSubject) -> Iterator[Hit]:
     """Find request classes of one's own."""

@@ -73,8 +73,9 @@ def limit_above_need(subject: TaskSubject) -> Iterator[Hit]:
 @TABLE.add(
     "hard-limit",
     Severity.NOTE,
-    why="A worker kills the process of such a run. A web process cannot: its claim ends, and its end no longer counts.",
-    do="Set a soft limit too, and time-outs on what the task waits for.",
+    why="A worker kills the process of such a run. The receiver raises an error in the task, which code that blocks "
+    "outside of Python does not notice.",
+    do="Set time-outs on what the task waits for.",
 )
 def hard_limit(subject: TaskSubject) -> Iterator[Hit]:
     """Find hard time limits."""

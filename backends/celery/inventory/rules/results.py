@@ -10,7 +10,7 @@ from queuebridge.backends.celery.inventory.source.flow import WAITING
 
 TABLE: RuleTable[TaskSubject] = RuleTable()
 
-_CONTROL = ("revoke", "revoke_by_stamped_headers")
+_CONTROL = ("revoke", "terminate", "revoke_by_stamped_headers")
 _LOCAL = ("cache+memory", "file", "in-memory", "memory")
 
 
@@ -123,12 +123,25 @@ def canvas(subject: TaskSubject) -> Iterator[Hit]:
 
 @TABLE.add(
     "revoke",
-    Severity.DECISION,
-    why="revoke() speaks to workers. On push nobody listens: the job runs.",
-    do="`queuebridge jobs cancel` or Bridge.cancel for jobs that have not begun; nothing stops one that runs.",
+    Severity.NOTE,
+    why="With a ledger a bridged app keeps a revoked job from starting on push too. Without one only workers are told.",
+    do="Nothing with a ledger.",
 )
 def revoke(subject: TaskSubject) -> Iterator[Hit]:
     """Find jobs that are revoked."""
     for call in subject.calls:
-        if any(one in _CONTROL for one in call.results):
+        if "revoke" in call.results:
             yield Hit("its jobs are revoked", (call.place,))
+
+
+@TABLE.add(
+    "terminate",
+    Severity.DECISION,
+    why="Nothing ends a job that is under way on push.",
+    do="Let the task look now and then whether it shall go on, or give it a time limit.",
+)
+def terminate(subject: TaskSubject) -> Iterator[Hit]:
+    """Find jobs that are terminated."""
+    for call in subject.calls:
+        if "terminate" in call.results:
+            yield Hit("its jobs are terminated while they run", (call.place,))

@@ -26,9 +26,24 @@ def _queues(subject: TaskSubject) -> Iterator[tuple[str, QueueFacts | None, tupl
     "options={'qstash': {'flow_control': {'key': ..., 'parallelism': ...}}}.",
 )
 def priority(subject: TaskSubject) -> Iterator[Hit]:
-    """Find priorities."""
-    for _, said, where in subject.option("priority"):
-        yield Hit(said, where)
+    """Find priorities. 0 is what a broker takes for none."""
+    for value, said, where in subject.option("priority"):
+        if value != 0:
+            yield Hit(said, where)
+
+
+@TABLE.add(
+    "broker-answers",
+    Severity.EDIT,
+    why="It asks the broker for an answer on the producer's own connection. A stage that writes to push refuses it.",
+    do="Drop it.",
+)
+def broker_answers(subject: TaskSubject) -> Iterator[Hit]:
+    """Find options that ask the broker for an answer."""
+    for name in ("mandatory", "immediate"):
+        for value, said, where in subject.option(name):
+            if value:
+                yield Hit(said, where)
 
 
 @TABLE.add(

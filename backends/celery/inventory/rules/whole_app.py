@@ -16,7 +16,7 @@ _OF_WORKERS = (
     *("heartbeat_sent", "eventlet_pool_started", "eventlet_pool_preshutdown", "eventlet_pool_postshutdown"),
     *("eventlet_pool_apply", "setup_logging", "after_setup_logger", "after_setup_task_logger", "user_preload_options"),
 )
-_LOST = ("task_received", "task_revoked", "task_rejected", "task_unknown")
+_LOST = ("task_revoked", "task_rejected", "task_unknown")
 
 
 @TABLE.add(
@@ -59,7 +59,7 @@ def worker_signals(subject: AppSubject) -> Iterator[Hit]:
 @TABLE.add(
     "lost-signals",
     Severity.DECISION,
-    why="Nothing on push sends these signals.",
+    why="Consumers of workers send these signals. On push they are not sent, or not in every case.",
     do="Use task_prerun and task_postrun, or the ledger: `queuebridge jobs`.",
 )
 def lost_signals(subject: AppSubject) -> Iterator[Hit]:
@@ -85,12 +85,26 @@ def task_signals(subject: AppSubject) -> Iterator[Hit]:
 @TABLE.add(
     "remote-control",
     Severity.DECISION,
-    why="Remote control speaks to workers: on push nobody answers, and revoke stops nothing.",
-    do="`queuebridge jobs cancel` for jobs that have not begun, `queuebridge status` and `jobs` to look.",
+    why="Remote control speaks to workers: on push nobody answers, and nothing ends a job that is under way.",
+    do="`queuebridge status`, `jobs` and `report` to look, `queuebridge jobs cancel` for jobs that have not begun.",
 )
 def remote_control(subject: AppSubject) -> Iterator[Hit]:
     """Find remote control."""
     for use in subject.used("control"):
+        yield Hit(use.detail, (use.place,))
+    for use in subject.used("terminate"):
+        yield Hit(f"{use.detail} with terminate", (use.place,))
+
+
+@TABLE.add(
+    "revoking",
+    Severity.NOTE,
+    why="With a ledger a bridged app keeps a revoked job from starting on push too. Without one only workers are told.",
+    do="Nothing with a ledger.",
+)
+def revoking(subject: AppSubject) -> Iterator[Hit]:
+    """Find jobs that are revoked by their ids."""
+    for use in subject.used("revoke"):
         yield Hit(use.detail, (use.place,))
 
 
@@ -159,14 +173,26 @@ def worker_direct(subject: AppSubject) -> Iterator[Hit]:
 
 
 @TABLE.add(
+    "own-sending",
+    Severity.BLOCKER,
+    why="The bridge replaces this function, through which every message passes, and refuses an app that has its own.",
+    do="Move what it does into the signal before_task_publish, a router, or apply_async of a base class.",
+)
+def own_sending(subject: AppSubject) -> Iterator[Hit]:
+    """Find a function of one's own that sends messages."""
+    if subject.app.own_sending:
+        yield Hit(f"send_task_message of {subject.app.custom.get('amqp_cls')}")
+
+
+@TABLE.add(
     "custom-amqp",
-    Severity.DECISION,
-    why="The bridge replaces this part of the app, through which every message passes.",
-    do="Look whether both can be had: derive the own class from the bridge's.",
+    Severity.NOTE,
+    why="The bridge derives its own class from this part of the app, which goes on working.",
+    do="Nothing.",
 )
 def custom_amqp(subject: AppSubject) -> Iterator[Hit]:
     """Find a message factory of one's own."""
-    if "amqp_cls" in subject.app.custom:
+    if "amqp_cls" in subject.app.custom and not subject.app.own_sending:
         yield Hit(f"amqp={subject.app.custom['amqp_cls']}")
 
 

@@ -33,7 +33,7 @@ def _accepts(app: AppFacts, serializer: str) -> bool:
 @TABLE.add(
     "serializer-refused",
     Severity.BLOCKER,
-    why="A worker refuses such messages today already, and so does the receiver, which uses the same accept_content.",
+    why="A worker refuses such messages today already. The bridge refuses to send them: no executor could read them.",
     do="Use the json serializer, or add this one to accept_content in workers and receivers.",
 )
 def serializer_refused(subject: TaskSubject) -> Iterator[Hit]:

@@ -112,7 +112,7 @@ def _kinds(project: Project, module: SourceModule, node: ast.AST, *, itself: boo
         raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         kind = _RAISED.get(project.resolve(module, raised) or "")
         if kind is not None:
-            yield kind, shortened(node.exc)
+            yield "requeue" if kind == "reject" and _requeues(node.exc) else kind, shortened(node.exc)
     elif isinstance(node, ast.ExceptHandler) and node.type is not None:
         caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
         for one in caught:
@@ -187,6 +187,13 @@ def _is_global(module: SourceModule, name: ast.Name) -> bool:
         if name.id in scope.bound or name.id in scope.imports:
             return scope is module.top and name.id in scope.values
     return False
+
+
+def _requeues(node: ast.expr) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    given = [*node.args[1:2], *(one.value for one in node.keywords if one.arg == "requeue")]
+    return any(not (isinstance(one, ast.Constant) and not one.value) for one in given)
 
 
 def _writes(node: ast.Call) -> bool:

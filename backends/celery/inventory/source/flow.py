@@ -70,6 +70,14 @@ def options_of(project: Project, module: SourceModule, node: ast.Call, flow: Flo
             flow.options[keyword.arg] = value_of(project, module, keyword.value)
 
 
+def terminates(node: ast.AST | None) -> bool:
+    """Say whether a call may end a job that is under way."""
+    return isinstance(node, ast.Call) and any(
+        one.arg == "terminate" and not (isinstance(one.value, ast.Constant) and not one.value.value)
+        for one in node.keywords
+    )
+
+
 def follow(project: Project, module: SourceModule, node: ast.AST, flow: Flow, depth: int = 0) -> None:
     """Note what becomes of an expression, through calls, operators, collections and local names."""
     if depth > _DEPTH:
@@ -106,10 +114,12 @@ def follow(project: Project, module: SourceModule, node: ast.AST, flow: Flow, de
 def _attribute(project: Project, module: SourceModule, attribute: ast.Attribute, flow: Flow) -> ast.AST | None:
     """Note what an attribute of the expression is; return the expression to go on with, None if there is none."""
     name = attribute.attr
+    call = module.parents.get(attribute)
     if name in WAITING or name in _READING or name in _CONTROL:
         flow.results.append(name)
+        if name in _CONTROL and terminates(call):
+            flow.results.append("terminate")
         return None
-    call = module.parents.get(attribute)
     if not isinstance(call, ast.Call) or call.func is not attribute:
         return None
     if name in _PUBLISHING:

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from queuebridge.backends.celery.inventory.source.bodies import Use
+from queuebridge.backends.celery.inventory.source.flow import terminates
 from queuebridge.backends.celery.inventory.source.names import SourceModule
 from queuebridge.backends.celery.inventory.source.project import Project
 from queuebridge.backends.celery.inventory.source.values import shortened
@@ -47,7 +48,10 @@ def _attribute(project: Project, module: SourceModule, node: ast.Attribute) -> I
     elif node.attr in _OF_APP and project.is_app(_app_of(project, module, node)):
         outer = module.parents.get(node)
         shown = outer if isinstance(outer, ast.Attribute) else node
-        yield Use(module.place(node), _OF_APP[node.attr], shortened(shown))
+        kind = _OF_APP[node.attr]
+        if isinstance(outer, ast.Attribute) and outer.attr == "revoke":
+            kind = "terminate" if terminates(module.parents.get(outer)) else "revoke"
+        yield Use(module.place(node), kind, shortened(shown))
 
 
 def _app_of(project: Project, module: SourceModule, node: ast.Attribute) -> str | None:
