@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,21 @@ def command(path: str, folders: tuple[Path, ...], pattern: str | None, push_time
     environ = environment_or(None)
     push = read_settings(limits, environ)
     seen = _seen(pattern)
-    taken = inventory.take_inventory(
-        path,
-        folders=folders,
-        pattern=pattern,
-        surroundings=inventory.Surroundings(
-            push_timeout_seconds=push_timeout_ms / 1000,
-            push_max_bytes=push.max_bytes,
-            push_max_delay_seconds=push.max_delay_seconds,
-            ledger=seen is not None,
-            ledger_key=read_settings(LedgerSettings, environ).key is not None,
-        ),
-        seen={name: inventory.Seen(**_fields(one)) for name, one in (seen or {}).items()},
-    )
+    # What modules of the app print when they are imported is no part of the report.
+    with redirect_stdout(sys.stderr):
+        taken = inventory.take_inventory(
+            path,
+            folders=folders,
+            pattern=pattern,
+            surroundings=inventory.Surroundings(
+                push_timeout_seconds=push_timeout_ms / 1000,
+                push_max_bytes=push.max_bytes,
+                push_max_delay_seconds=push.max_delay_seconds,
+                ledger=seen is not None,
+                ledger_key=read_settings(LedgerSettings, environ).key is not None,
+            ),
+            seen={name: inventory.Seen(**_fields(one)) for name, one in (seen or {}).items()},
+        )
     data = {**inventory.as_data(taken), "ledger": seen is not None}
     if not data["tasks"]:
         if pattern is not None:

@@ -223,6 +223,7 @@ FILES = {
 
 
         digest = app.register_task(Digest())
+        print("mail is loaded")
     """,
     "tools/resend.py": """
         from mail.tasks import send

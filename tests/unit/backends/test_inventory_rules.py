@@ -284,6 +284,14 @@ def test_same_finding_at_several_places_is_one_finding() -> None:
     assert [str(place) for place in finding.where] == ["shop.py:4", "shop.py:5"]
 
 
+def test_delay_of_a_retry_is_a_delay() -> None:
+    facts = body("raise self.retry(countdown=2 * 3600)", "self", task=BOUND, app=ON_REDIS)
+
+    assert rules_of(inventory_of(**facts))["delay-beyond-visibility"] == [
+        "self.retry: 2 h, visibility timeout 60 min"
+    ]
+
+
 def test_models_are_arguments_of_tasks_with_pydantic() -> None:
     source = "from pydantic import BaseModel\nclass Order(BaseModel): ...\n@app.task\ndef work(order: Order): ...\n"
 

@@ -186,7 +186,7 @@ def test_people_get_a_table_and_what_to_do(project: Path) -> None:
 
     lines = done.stdout.splitlines()
     assert done.returncode == ExitCode.FAILED
-    assert done.stderr == ""
+    assert done.stderr == "mail is loaded\n"
     assert lines[0].startswith("App proj (proj.celery:app): broker redis://***@broker.internal:6379/0")
     table = [line.split("\t") for line in lines if "\t" in line]
     assert table[0][:2] == ["task", "verdict"]

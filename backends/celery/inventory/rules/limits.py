@@ -134,6 +134,8 @@ def _delays(subject: TaskSubject) -> Iterator[tuple[float, str, tuple[Place, ...
         value = subject.task.options.get(name)
         if isinstance(value, int | float):
             yield float(value), f"{name}={value}", subject.places
+    for use in subject.used("retry_delay"):
+        yield float(use.detail), "self.retry", (use.place,)
 
 
 @TABLE.add(

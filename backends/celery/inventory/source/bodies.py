@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queuebridge.backends.celery.inventory.records import Place
 from queuebridge.backends.celery.inventory.source.names import Function, SourceModule
 from queuebridge.backends.celery.inventory.source.project import Project
-from queuebridge.backends.celery.inventory.source.values import shortened
+from queuebridge.backends.celery.inventory.source.values import seconds_in, shortened
 
 # Full name, or the beginning of one -> the kind of use. A newcomer adds what else matters here.
 _CALLS = {
@@ -139,6 +139,10 @@ def _called(project: Project, module: SourceModule, node: ast.Call, *, itself: b
     method = node.func.attr
     if itself and _is_task(module, node.func.value) and method in _OF_SELF:
         yield _OF_SELF[method], shortened(node)
+        for keyword in node.keywords if method == "retry" else ():
+            if keyword.arg in ("countdown", "eta"):
+                delay = seconds_in(project, module, keyword.value)
+                yield from [("retry_delay", f"{delay:g}")] if delay is not None else []
     elif method == "AsyncResult" and kind is None:
         yield "async_result", shortened(node.func)
     elif method in _CHANGING and isinstance(node.func.value, ast.Name) and _is_global(module, node.func.value):
