@@ -33,7 +33,8 @@ FILES = {
                 "shop.tasks.reload_prices": {"queue": "everybody"},
             },
             beat_schedule={
-                "nightly": {"task": "shop.tasks.export", "schedule": crontab(hour=3, minute=0)},
+                "nightly": {"task": "shop.tasks.export", "schedule": crontab(hour=3, minute=0),
+                            "options": {"expires": 60, "headers": {"key": "hunter2"}}},
                 "gone": {"task": "shop.tasks.removed", "schedule": 60.0},
             },
             worker_max_tasks_per_child=100,
@@ -169,7 +170,7 @@ FILES = {
             jobs.ship.delay(order)
             jobs.charge.apply_async((order.number,), {"tags": {"new"}}, countdown=10 * DAY, compression="gzip")
             result = price.delay(1)
-            send_mail.apply_async(["a@example.com"], eta=datetime.utcnow() + timedelta(hours=2))
+            send_mail.apply_async(["hunter2"], headers={"key": "hunter2"}, eta=datetime.utcnow() + timedelta(hours=2))
             current_app.send_task("mail.send", args=["b@example.com"], routing_key="partner.mail", exchange="partner")
             handler.delay(order)
             getattr(jobs, request.name).delay()

@@ -10,9 +10,19 @@ from queuebridge.backends.celery.inventory.facts import AppFacts
 from queuebridge.backends.celery.inventory.records import Finding
 from queuebridge.backends.celery.inventory.rules.table import TaskSubject
 from queuebridge.backends.celery.inventory.source.calls import Call
+from queuebridge.backends.celery.inventory.source.values import Value
 from queuebridge.backends.celery.inventory.taking import Inventory, TaskInventory, counts, is_blocked
 from queuebridge.failures import redact
 
+# Options whose values are shown. Those of others, such as headers, may be secrets.
+_SHOWN = frozenset(
+    (
+        *("**", "countdown", "eta", "expires", "priority", "queue", "exchange", "exchange_type", "routing_key"),
+        *("serializer", "compression", "time_limit", "soft_time_limit", "retry", "ignore_result", "immediate"),
+        *("mandatory", "delivery_mode", "shadow", "add_to_parent", "confirm_timeout"),
+    )
+)
+_HIDDEN = "..."
 _LIMITS = ("time_limit", "soft_time_limit", "rate_limit", "expires")
 
 
@@ -40,7 +50,13 @@ def _app(app: AppFacts) -> dict[str, Any]:
         "accept_content": list(app.accept_content),
         "settings": dict(app.settings),
         "queues": [asdict(queue) for queue in app.queues.values()],
-        "schedules": [asdict(schedule) for schedule in app.schedules],
+        "schedules": [
+            {
+                **asdict(schedule),
+                "options": {name: value if name in _SHOWN else _HIDDEN for name, value in schedule.options.items()},
+            }
+            for schedule in app.schedules
+        ],
         "custom": dict(app.custom),
     }
 
@@ -82,8 +98,12 @@ def _call_options(subject: TaskSubject) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for call in subject.calls:
         for name, value in call.options.items():
-            found[name] = _distinct([*found.get(name, []), redact(value.text)])
+            found[name] = _distinct([*found.get(name, []), _text(name, value)])
     return found
+
+
+def _text(name: str, value: Value) -> str:
+    return redact(value.text) if name in _SHOWN else _HIDDEN
 
 
 def _call(call: Call) -> dict[str, Any]:
@@ -91,7 +111,7 @@ def _call(call: Call) -> dict[str, Any]:
         "where": str(call.place),
         "text": redact(call.text),
         "how": call.how,
-        "options": {name: redact(value.text) for name, value in call.options.items()},
+        "options": {name: _text(name, value) for name, value in call.options.items()},
         "canvas": list(call.canvas),
         "results": list(call.results),
         "inside": call.inside,

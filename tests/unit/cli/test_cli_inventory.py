@@ -165,6 +165,8 @@ def test_app_as_a_whole_is_judged(taken: dict[str, Any]) -> None:
 def test_passwords_are_not_shown(project: Path, taken: dict[str, Any]) -> None:
     assert taken["app"]["broker"] == "redis://***@broker.internal:6379/0"
     assert "hunter2" not in json.dumps(taken)
+    assert task(taken, "mail.send")["uses"]["call_options"]["headers"] == ["..."]
+    assert taken["app"]["schedules"][1]["options"] == {"expires": 60, "headers": "..."}
     done = run(project)
     assert "hunter2" not in done.stdout + done.stderr
 
