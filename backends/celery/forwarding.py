@@ -22,6 +22,7 @@ from queuebridge.backends.celery.backend import CeleryBackend
 from queuebridge.backends.celery.configured_app import using_app
 from queuebridge.backends.celery.message import HEADER, Minted
 from queuebridge.backends.celery.native import NativeMessage, encode_body, to_envelope
+from queuebridge.backends.celery.workers import plain_queue
 from queuebridge.bridge import Bridge, get_bridge
 from queuebridge.errors import InvalidOption, OptionNotSupported, PublishError
 from queuebridge.foreign import Forwarding, is_chosen
@@ -85,7 +86,10 @@ class AppForwarding:
             # Used up: a transport in memory would hand on the very object.
             options["headers"] = {**given, HEADER: str(given[HEADER])}
             return send(producer, name, message, **options)
-        queue = _queue_name(options.get("queue")) or options.get("routing_key") or self.app.conf.task_default_queue
+        queue = _queue_name(options.get("queue"))
+        if queue is not None and queue != plain_queue(queue):
+            options["queue"] = queue = plain_queue(queue)
+        queue = queue or options.get("routing_key") or self.app.conf.task_default_queue
         task_id = message.headers.get("id") or ""
         stage = forwarding.stage_of(name, queue, task_id, given)
         if forwarding.is_left_to_library(stage):

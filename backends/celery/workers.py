@@ -34,6 +34,14 @@ def claimed_queue(queue: str) -> str:
     return f"{queue}{_SUFFIX}"
 
 
+def plain_queue(queue: str) -> str:
+    """Return the queue beside which `claimed_queue` is; of any other one the name itself.
+
+    A retry is routed to where its message came from.
+    """
+    return queue.removesuffix(_SUFFIX)
+
+
 def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
     """Return the queues of each living worker that takes jobs without claiming them, by the worker's name."""
     claiming = {

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import kombu
 import pytest
 from celery.app.trace import trace_task_ret
 from recording_qstash import RecordingQStash
@@ -53,13 +54,14 @@ class CeleryWorld:
         self.app.conf.update(task_default_queue=self.queue, result_backend_always_retry=False)
         self.bridge: Bridge | None = None
 
-    def take(self) -> list[Message]:
-        """Return the messages on the broker, and take them from it."""
+    def take(self, queue: str | None = None) -> list[Message]:
+        """Return the messages on a queue of the broker, and take them from it."""
+        name = queue or self.queue
         found = []
         with self.app.connection_for_read() as connection:
             channel = connection.default_channel
-            self.app.amqp.queues[self.queue](channel).declare()
-            while (message := channel.basic_get(self.queue, no_ack=True)) is not None:
+            kombu.Queue(name, kombu.Exchange(name), routing_key=name)(channel).declare()
+            while (message := channel.basic_get(name, no_ack=True)) is not None:
                 body = message.body if isinstance(message.body, bytes) else message.body.encode()
                 found.append(
                     Message(message.headers, message.properties, body, message.content_type, message.content_encoding)
@@ -79,14 +81,14 @@ class CeleryWorld:
         assert self.bridge is not None
         return self.bridge.runner.run(envelope, Delivery(backend="qstash", message_id=message_id, attempt=1))
 
-    def work(self, message: Message) -> tuple[int, Any, float]:
+    def work(self, message: Message, queue: str | None = None) -> tuple[int, Any, float]:
         """Run a message as the pool of a worker does, and return what the worker gets back."""
         request = {
             **message.headers,
             "properties": message.properties,
             "reply_to": message.properties.get("reply_to"),
             "correlation_id": message.properties.get("correlation_id"),
-            "delivery_info": {"exchange": "", "routing_key": self.queue, "priority": 0, "redelivered": False},
+            "delivery_info": {"exchange": "", "routing_key": queue or self.queue, "priority": 0, "redelivered": False},
         }
         # As in a worker.
         self.app.set_current()

@@ -9,6 +9,7 @@ import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import signals, states
 from celery.exceptions import Ignore, Reject
+from recording_qstash import Answer
 
 from queuebridge import current_job
 from queuebridge.backends.celery import attach
@@ -278,6 +279,23 @@ def test_tasks_of_an_attached_app_are_guarded_whenever_they_were_made(make_world
     answers = [world.work(message)[0] for _ in range(2)]
 
     assert (answers, ran) == ([SUCCEEDED, FAILED], [7])
+
+
+def test_safety_copy_goes_where_only_workers_with_claims_look(make_world: MakeWorld) -> None:
+    world = make_world(Stage.LIVE)
+    world.server._otherwise = lambda _: Answer(500, {"error": "down"})
+
+    @world.app.task(name="shop.flaky", bind=True, shared=False)
+    def flaky(self: Any) -> None:
+        raise self.retry(countdown=0)
+
+    flaky.apply_async(retry=False)
+    assert world.take() == []
+    (message,) = world.take(f"{world.queue}.queuebridge")
+    world.work(message, queue=f"{world.queue}.queuebridge")
+
+    # Its retry is a message of the same queue, and not of one beside the one beside it.
+    assert len(world.take(f"{world.queue}.queuebridge")) == 1
 
 
 def test_revoked_job_starts_nowhere_and_whoever_waits_is_told(world: CeleryWorld) -> None:
