@@ -27,6 +27,8 @@ STATUS_CODES: Mapping[Status, int] = MappingProxyType(
     {
         Status.DONE: 200,
         Status.EXPIRED: 200,
+        # Published anew already: the transport must not bring this one again.
+        Status.RETRIED: 200,
         Status.RETRY: 500,
         Status.FAILED: NON_RETRYABLE,
         Status.INVALID_ARGUMENTS: NON_RETRYABLE,

@@ -71,6 +71,7 @@ EXIT_CODES = {
 OUTCOMES = {
     Status.DONE: "the task returned",
     Status.EXPIRED: "the job arrived after its `expires`; it was not run",
+    Status.RETRIED: "the job failed, and Celery or RQ has published it anew, as another dispatch",
     Status.RETRY: "the task failed, and attempts are left",
     Status.FAILED: "the task failed for good: attempts used up, `PermanentFailure`, or `give_up_on`",
     Status.INVALID_ARGUMENTS: "the arguments do not fit the task's signature and type hints",

@@ -261,7 +261,8 @@ class Claims:
         if outcome.status is Status.DONE:
             result = self._custody.result(outcome.result) if outcome.result is not None else None
             return Settlement(state=State.DONE, result=result)
-        return Settlement(state=State.FAILED, error=redact(outcome.reason), traceback=_traceback(outcome.error))
+        state = State.RETRIED if outcome.status is Status.RETRIED else State.FAILED
+        return Settlement(state=state, error=redact(outcome.reason), traceback=_traceback(outcome.error))
 
 
 def owner() -> str:

@@ -13,6 +13,7 @@ class Status(enum.Enum):
     DONE = "done"
     RETRY = "retry"
     FAILED = "failed"
+    RETRIED = "retried"  # it failed, and the library that the call was written for has published it anew
     EXPIRED = "expired"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TASK = "unknown_task"

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # After how long a job is delivered again that this executor is not set up to run.
 _MISCONFIGURED_SECONDS = 60.0
 _QUIET = (Status.DONE, Status.DUPLICATE, Status.SHADOWED)
-_EXPECTED = (*_QUIET, Status.RETRY, Status.EXPIRED, Status.BUSY, Status.DEFERRED)
+_EXPECTED = (*_QUIET, Status.RETRY, Status.RETRIED, Status.EXPIRED, Status.BUSY, Status.DEFERRED)
 
 
 class Runner:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from staging import World
 
+from bridge_app.replies import STATUS_CODES
 from queuebridge import PermanentFailure, RetryLater, current_job
 from queuebridge.delivery import Delivery
+from queuebridge.envelope import Envelope
 from queuebridge.errors import ConfigurationError, LeaseLost, LedgerRequired, MalformedEnvelope, UnknownTask
 from queuebridge.ledger import DeliveryOutcome, State
 from queuebridge.outcome import Outcome, Status
@@ -124,6 +126,28 @@ def test_permanent_failure_is_settled_for_both_copies(world: World) -> None:
 
     assert (deliver(world).status, deliver(world, Side.PUSH).status) == (Status.FAILED, Status.DUPLICATE)
     assert (world.known().state, world.known().error) == (State.FAILED, "PermanentFailure: never")
+
+
+def test_dispatch_that_was_published_anew_by_its_library_is_settled_as_retried(world: World) -> None:
+    legacy, push = both(world)
+
+    class Republished:
+        name, positional = "send", ("to",)
+
+        def check(self, envelope: Envelope) -> None:
+            """Accept everything."""
+
+        def execute(self, envelope: Envelope, delivery: Delivery, lease: object) -> Outcome:
+            """Fail as Celery and RQ do when they publish a retry."""
+            return Outcome(status=Status.RETRIED, error=ValueError("the mail server is away"))
+
+    runner = Runner(world.registry, claims=world.claims)
+    outcome = runner.run_as(Republished(), legacy.envelope, Delivery(backend="celery", message_id="m", attempt=1))
+
+    assert outcome.status is Status.RETRIED
+    assert (world.known().state, world.known().error) == (State.RETRIED, "ValueError: the mail server is away")
+    assert world.deliver(push).status is Status.DUPLICATE
+    assert STATUS_CODES[Status.RETRIED] == 200
 
 
 def test_job_whose_process_dies_again_and_again_is_quarantined_once(world: World) -> None:
