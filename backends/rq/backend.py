@@ -36,7 +36,7 @@ from queuebridge.retry import RetryPolicy
 from queuebridge.runner import Runner
 from queuebridge.settings import Settings, read_settings
 
-RUN_FUNCTION = "queuebridge.backends.rq.job.run"
+RUN_FUNCTION = "queuebridge.backends.rq.task_job.run"
 _NO_LIMIT = -1
 # The runner stops a body at its timeout; RQ only has to end what that could not stop.
 _KILL_AFTER_SECONDS = 10

@@ -45,7 +45,7 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
         raise ConfigurationError(f"The RQ worker has no option {unknown[0]!r}; there is --burst.")
     # RQ's own start would end in a traceback.
     bridge.worker_backend.ping()
-    # Jobs are run by `queuebridge.backends.rq.job.run`, which finds the tasks through the process's bridge.
+    # Jobs are run by `queuebridge.backends.rq.task_job.run`, which finds the tasks through the process's bridge.
     set_bridge(bridge)
     named = {task.queue for task in bridge.registry if task.queue} - {bridge.settings.default_queue}
     worker = rq.Worker(

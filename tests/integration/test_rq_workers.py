@@ -151,7 +151,7 @@ def test_job_is_an_ordinary_rq_job(bridge: Bridge, connection: redis.Redis) -> N
 
     job = fetch("job-1", connection)
     assert job.origin == "mails"
-    assert job.func_name == "queuebridge.backends.rq.job.run"
+    assert job.func_name == "queuebridge.backends.rq.task_job.run"
     assert job.description == "shown as"
     assert job.meta == {"user_id": 7}
     # RQ itself has to end only what the timeout of the task (0.6 s) could not stop.
