@@ -36,6 +36,7 @@ from queuebridge.retry import RetryPolicy
 from queuebridge.runner import Runner
 from queuebridge.settings import Settings, read_settings
 
+FOREIGN_KIND = "rq"
 RUN_FUNCTION = "queuebridge.backends.rq.task_job.run"
 _NO_LIMIT = -1
 # The runner stops a body at its timeout; RQ only has to end what that could not stop.
@@ -109,6 +110,9 @@ class RQBackend(Backend):
 
     def check(self, publication: Publication) -> None:
         """Refuse what RQ cannot carry; see `Backend.check`."""
+        if publication.envelope.kind == FOREIGN_KIND:
+            # What RQ's own queue was called with, RQ can do.
+            return
         options = _options(publication)
         if options.at_front and publication.envelope.not_before_ms is not None:
             raise InvalidOption("options['rq'] at_front", "a delayed job cannot be put at the front.")
@@ -116,6 +120,8 @@ class RQBackend(Backend):
     def publish(self, publication: Publication) -> Write:
         """Create and enqueue one RQ job; see `Backend.publish`."""
         envelope = publication.envelope
+        if envelope.kind == FOREIGN_KIND:
+            return self._publish_call(publication)
         queue = self._queue(envelope.queue)
         arguments = self._arguments(publication)
         # A wanted republication is no second enqueue under the key, although RQ still has the job of the first.
@@ -138,6 +144,16 @@ class RQBackend(Backend):
         except (redis.RedisError, OSError) as error:
             raise _failure(error, envelope.job_id) from error
         return Write(backend=self.name, message_id=envelope.job_id)
+
+    def _publish_call(self, publication: Publication) -> Write:
+        from queuebridge.backends.rq.legacy_copy import enqueue_copy
+
+        job_id = publication.envelope.job_id
+        try:
+            enqueue_copy(self.connection, publication)
+        except (redis.RedisError, OSError) as error:
+            raise _failure(error, job_id) from error
+        return Write(backend=self.name, message_id=job_id)
 
     def publish_many(self, publications: Sequence[Publication]) -> list[Write | Exception]:
         """Enqueue through `Queue.enqueue_many`, one pipeline per queue; see `Backend.publish_many`.
@@ -253,7 +269,12 @@ def _pipelines(publications: Sequence[Publication]) -> list[list[int]]:
     for index, publication in enumerate(publications):
         envelope = publication.envelope
         # A pipeline knows neither start times nor unique jobs, and refuses an id that it has already.
-        if envelope.not_before_ms is None and envelope.idempotency_key is None and envelope.job_id not in seen:
+        if (
+            envelope.kind != FOREIGN_KIND
+            and envelope.not_before_ms is None
+            and envelope.idempotency_key is None
+            and envelope.job_id not in seen
+        ):
             seen.add(envelope.job_id)
             together.setdefault(envelope.queue, []).append(index)
         else:

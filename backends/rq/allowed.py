@@ -1,0 +1,98 @@
+"""Which functions may be named in pushed RQ calls: those of the modules that QUEUEBRIDGE_RQ_MODULES lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rq.utils import import_attribute
+
+from queuebridge.backends.rq.settings import RQSettings
+from queuebridge.errors import ConfigurationError, UnknownTask
+from queuebridge.settings import environment_or, read_settings
+
+_VARIABLE = "QUEUEBRIDGE_RQ_MODULES"
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+# RQ's own classes: nothing that a job could make them do.
+_OF_RQ = (
+    "rq.job.Job",
+    "rq.serializers.DefaultSerializer",
+    "rq.serializers.PickleSerializer",
+    "rq.serializers.JSONSerializer",
+)
+
+
+class NotAllowed(ConfigurationError):
+    """Raised when a pushed call names something outside the modules that may be imported for it."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{name!r} may not be named in a pushed RQ call: {why}. List its module, or a package above it, in "
+            f"{_VARIABLE} (separated by commas), for producers and receivers alike."
+        )
+
+
+class UnknownFunction(UnknownTask):
+    """Raised when an allowed module has no such function: a newer deployment may have it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        Exception.__init__(self, f"The function {name!r} of an RQ call cannot be imported here: {problem}")
+
+
+class AllowList:
+    """Tells names that may be imported from others.
+
+    Args:
+        prefixes: Modules and packages.
+    """
+
+    def __init__(self, prefixes: Sequence[str]) -> None:
+        self._prefixes = tuple(prefixes)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> AllowList:
+        """Return the list that the environment has."""
+        return cls(read_settings(RQSettings, environment_or(environ)).modules)
+
+    def check(self, name: str) -> None:
+        """Refuse a name outside the list; nothing is imported.
+
+        Raises:
+            NotAllowed: It is.
+        """
+        if not _NAME.fullmatch(name):
+            raise NotAllowed(name, "it is not of the form module.function")
+        if not self._holds(name):
+            raise NotAllowed(name, "its module is not on the list" if self._prefixes else "there is no list")
+
+    def find(self, name: str) -> Any:
+        """Import what a name of the list stands for.
+
+        Raises:
+            NotAllowed: It is not on the list, or a module on the list has it from one that is not.
+            UnknownFunction: There is no such thing.
+        """
+        self.check(name)
+        try:
+            found = import_attribute(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UnknownFunction(name, str(error)) from error
+        home = getattr(found, "__module__", None)
+        if not isinstance(home, str) or not self._holds(home):
+            raise NotAllowed(name, f"what it stands for is defined elsewhere ({home})")
+        return found
+
+    def find_class(self, name: str) -> Any:
+        """Import a class of RQ's own, or one on the list; raises as `find`."""
+        return import_attribute(name) if name in _OF_RQ else self.find(name)
+
+    def check_class(self, name: str) -> None:
+        """Refuse a class that is neither RQ's own nor on the list; raises as `check`."""
+        if name not in _OF_RQ:
+            self.check(name)
+
+    def _holds(self, name: str) -> bool:
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in self._prefixes)

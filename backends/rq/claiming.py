@@ -1,0 +1,179 @@
+"""RQ workers that ask the ledger before they run a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import rq
+from redis.client import Pipeline
+from rq.exceptions import DeserializationError
+from rq.job import Job, JobStatus
+from rq.utils import utcformat
+
+from queuebridge.backends.rq.backend import RUN_FUNCTION
+from queuebridge.backends.rq.calls import envelope_of
+from queuebridge.backends.rq.forwarding import forwarding_in_use
+from queuebridge.backends.rq.identity import FIELD, bound, dispatch_of, is_bound
+from queuebridge.backends.rq.performing import (
+    JobRunnable,
+    Performance,
+    PerformanceMixin,
+    current_performance,
+    performing,
+)
+from queuebridge.backends.rq.put_off import put_off, release_due
+from queuebridge.backends.rq.queue import Queue
+from queuebridge.bridge import Bridge
+from queuebridge.delivery import Delivery
+from queuebridge.ledger import State
+from queuebridge.outcome import Outcome, Status, describe
+
+logger = logging.getLogger(__name__)
+
+# How often a worker looks for jobs that were put off; by default RQ waits almost seven minutes for the next job.
+_LOOK_SECONDS = 2
+# A job whose work horse was killed comes again at once; the lease of the dead one decides when it may run.
+_AFTER_DEATH_SECONDS = 1.0
+_ENDED = {
+    State.DONE: JobStatus.FINISHED,
+    State.FAILED: JobStatus.FAILED,
+    State.QUARANTINED: JobStatus.FAILED,
+}
+
+
+class ClaimingMixin(PerformanceMixin):
+    """For RQ worker classes: `class Mine(ClaimingMixin, rq.worker.RoundRobinWorker)`.
+
+    Without a ledger, and without any setting of queuebridge's, the worker is as RQ made it.
+    """
+
+    queue_class = Queue
+
+    connection: Any
+    queues: Any
+    is_horse: bool
+    log: logging.Logger
+    _stopped_job_id: str | None
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """Return how long to wait for a job at a time."""
+        own: int = super().dequeue_timeout  # type: ignore[misc]
+        return min(own, _LOOK_SECONDS) if _claiming_bridge() is not None else own
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Show a sign of life, and bring back what was put off."""
+        super().heartbeat(timeout, pipeline=pipeline)  # type: ignore[misc]
+        if pipeline is None and not self.is_horse and _claiming_bridge() is not None:
+            for queue in self.queues:
+                release_due(queue, self.connection)
+
+    def perform_job(self, job: Job, queue: rq.Queue, *execution: Any) -> bool:
+        """Perform a job, if the ledger lets it."""
+
+        perform: Callable[[], bool] = partial(super().perform_job, job, queue, *execution)  # type: ignore[misc]
+        forwarding = forwarding_in_use()
+        if forwarding is None or _is_task_of_ours(job):
+            # A task of ours claims for itself.
+            return perform()
+        bridge = forwarding.bridge
+        field, enqueued_at, status = self._stored(job)
+        dispatch_id = dispatch_of(job.id, field, enqueued_at)
+        performance = Performance(job_id=job.id, dispatch_id=dispatch_id, marked=field is not None)
+        if bridge.runner.claims is None:
+            with performing(performance):
+                return perform()
+        if status == JobStatus.CANCELED or (status == JobStatus.SCHEDULED and not is_bound(field)):
+            # It was cancelled, or is with the scheduler, after it had been put on the queue.
+            self._leave(job, queue, execution)
+            return True
+        if field is not None and not is_bound(field):
+            self.connection.hset(job.key, FIELD, bound(dispatch_id, enqueued_at))
+        if status == JobStatus.FINISHED:
+            # Whoever ran it has died between RQ's record, which was written as a whole, and that of the ledger.
+            perform = partial(self._take_result, job, queue, execution)
+        runnable = JobRunnable(job, performance, perform)
+        outcome = bridge.runner.run_as(
+            runnable, envelope_of(job, dispatch_id), Delivery(backend="rq", message_id=job.id, attempt=1)
+        )
+        if runnable.executed:
+            return runnable.succeeded
+        return self._end_unexecuted(job, queue, execution, outcome, bridge, dispatch_id)
+
+    def handle_job_failure(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> None:
+        """Do as RQ does; but a job whose work horse was killed comes again, as often as the ledger allows."""
+        killed = current_performance() is None and self._stopped_job_id != job.id
+        if killed and _claiming_bridge() is not None:
+            execution = kwargs.get("execution")
+            self.log.warning("Job %s comes again: the process that ran it has died.", job.id)
+            self._leave(job, queue, (execution,) if execution is not None else (), again_in=_AFTER_DEATH_SECONDS)
+            return
+        super().handle_job_failure(job, queue, *args, **kwargs)
+
+    def _end_unexecuted(
+        self, job: Job, queue: rq.Queue, execution: tuple[Any, ...], outcome: Outcome, bridge: Bridge, dispatch_id: str
+    ) -> bool:
+        if outcome.status in (Status.BUSY, Status.DEFERRED):
+            self._leave(job, queue, execution, again_in=outcome.retry_delay_seconds or 0.0)
+        elif outcome.status is Status.FAILED:
+            # Quarantined: RQ shall know, and may have retries of its own.
+            with performing(Performance(job_id=job.id, dispatch_id=dispatch_id, marked=True)):
+                more = {"execution": execution[0]} if execution else {}
+                reason = describe(outcome.error) if outcome.error is not None else outcome.status.value
+                super().handle_job_failure(job, queue, exc_string=reason, **more)
+        else:
+            self._leave(job, queue, execution)
+            self._restore_status(job, bridge, dispatch_id)
+        return outcome.status is not Status.FAILED
+
+    def _take_result(self, job: Job, queue: rq.Queue, execution: tuple[Any, ...]) -> bool:
+        job._result = job.return_value()
+        self._leave(job, queue, execution)
+        return True
+
+    def _leave(self, job: Job, queue: rq.Queue, execution: tuple[Any, ...], *, again_in: float | None = None) -> None:
+        """Take back what RQ noted of an execution that does not take place."""
+        with self.connection.pipeline() as pipe:
+            self.cleanup_execution(job, pipe, *execution)  # type: ignore[attr-defined]
+            pipe.lrem(queue.intermediate_queue_key, 1, job.id)
+            if again_in is not None:
+                put_off(queue, job.id, again_in, pipe)
+            pipe.execute()
+
+    def _restore_status(self, job: Job, bridge: Bridge, dispatch_id: str) -> None:
+        """Give a job that has ended its status back, if being put on the queue has changed it."""
+        known = bridge.ledger.executions.get(dispatch_id) if bridge.ledger is not None else None
+        ended = _ENDED.get(known.state) if known is not None else None
+        if ended is not None and self._stored(job)[2] in (JobStatus.QUEUED, JobStatus.SCHEDULED):
+            self.connection.hset(job.key, "status", ended.value)
+
+    def _stored(self, job: Job) -> tuple[str | None, str, str | None]:
+        """Return the dispatch field of a job, when it was put on its queue, and its status."""
+        field, enqueued_at, status = (
+            value.decode() if value else None
+            for value in self.connection.hmget(job.key, FIELD, "enqueued_at", "status")
+        )
+        return field, enqueued_at or utcformat(job.enqueued_at or job.created_at), status
+
+
+class Worker(ClaimingMixin, rq.Worker):
+    """RQ's worker, which asks the ledger before it runs a job."""
+
+
+class SimpleWorker(ClaimingMixin, rq.SimpleWorker):
+    """RQ's worker that runs jobs in its own process, which asks the ledger before it runs one."""
+
+
+def _is_task_of_ours(job: Job) -> bool:
+    try:
+        return job.func_name == RUN_FUNCTION
+    except DeserializationError:
+        return False
+
+
+def _claiming_bridge() -> Bridge | None:
+    forwarding = forwarding_in_use()
+    return forwarding.bridge if forwarding is not None and forwarding.bridge.runner.claims is not None else None
