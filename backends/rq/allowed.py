@@ -65,7 +65,7 @@ class AllowList:
         """
         if not _NAME.fullmatch(name):
             raise NotAllowed(name, "it is not of the form module.function")
-        if not self._holds(name):
+        if not self._holds(name.rpartition(".")[0]):
             raise NotAllowed(name, "its module is not on the list" if self._prefixes else "there is no list")
 
     def find(self, name: str) -> Any:

@@ -180,7 +180,7 @@ def job_of(envelope: Envelope, connection: Redis, allowed: AllowList) -> Job:
     try:
         job = job_class(envelope.job_id, connection=connection, serializer=serializer)
         job.restore({b"data": b"", **{name.encode(): _stored(value) for name, value in fields.items()}})
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:
         raise MalformedEnvelope(f"RQ cannot read job {envelope.job_id} from its envelope: {error}") from error
     job.func_name, job.args, job.kwargs = envelope.task, list(envelope.args), dict(envelope.kwargs)
     # Otherwise RQ would look for it in the serialised call, of which there is none.

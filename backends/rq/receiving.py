@@ -166,7 +166,10 @@ class PushWorker(PerformanceMixin, rq.SimpleWorker):
         """Do nothing; as above."""
 
     def set_current_job_id(self, job_id: str | None = None, pipeline: Pipeline | None = None) -> None:
-        """Do nothing; as above."""
+        """Do nothing; as above. (RQ 2)"""
+
+    def set_current_job_working_time(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing; as above. (RQ 2)"""
 
     def procline(self, message: str) -> None:
         """Do nothing: the process is the receiver's."""
