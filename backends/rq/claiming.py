@@ -50,13 +50,18 @@ class ClaimingMixin(PerformanceMixin):
     Without a ledger, and without any setting of queuebridge's, the worker is as RQ made it.
     """
 
-    queue_class = Queue
-
+    queue_class: Any = Queue
     connection: Any
     queues: Any
     is_horse: bool
     log: logging.Logger
     _stopped_job_id: str | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.queue_class is rq.Queue:
+            # What `rq worker` says unless it is told otherwise. Jobs that follow from a job have to go our way.
+            self.queue_class = Queue
 
     @property
     def dequeue_timeout(self) -> int:
