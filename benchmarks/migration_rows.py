@@ -11,9 +11,10 @@ import rq
 from benchmark_tasks import add_numbers
 from measure import Row, medians, microseconds_each
 from rq.serializers import JSONSerializer
-from surroundings import CALLS, HERE, QUEUE, REDIS_URL, child, cleaned, free_port, listening
+from surroundings import CALLS, HERE, QUEUE, REDIS_URL, child, cleaned, environment, free_port, listening
 
 from queuebridge import Bridge
+from queuebridge.backends.rq import Queue
 
 # A publish to QStash goes over the internet; a server that answers at once would compare two amounts of computing,
 # which one thread has to do one after the other.
@@ -54,6 +55,26 @@ def legacy_rows(rounds: int) -> Iterator[Row]:
             rounds=rounds,
         )
     yield Row("rq: stage legacy / enqueue_call", ours, plain, "µs per job", 1.10)
+    yield drop_in_row(rounds)
+
+
+def drop_in_row(rounds: int) -> Row:
+    """Compare our queue in stage `legacy` with RQ's own, both called as an existing program does."""
+    connection = redis.Redis.from_url(REDIS_URL)
+    plain_queue, queue = rq.Queue(QUEUE, connection=connection), Queue(QUEUE, connection=connection)
+
+    def enqueue_on(chosen: rq.Queue) -> Callable[[], object]:
+        return lambda: chosen.enqueue("benchmark_tasks.add_numbers", 1, b=2, note="x")
+
+    chosen = {**_PUSH, "QUEUEBRIDGE_LEGACY": "rq", "QUEUEBRIDGE_STAGE": "legacy", "REDIS_URL": REDIS_URL}
+    # The queue asks the process's environment, and then the process's bridge.
+    with environment(chosen), Bridge().activate(), cleaned(jobs=plain_queue):
+        ours, plain = medians(
+            lambda: microseconds_each(enqueue_on(queue), CALLS),
+            lambda: microseconds_each(enqueue_on(plain_queue), CALLS),
+            rounds=rounds,
+        )
+    return Row("rq: drop-in Queue in stage legacy / rq.Queue", ours, plain, "µs per job", 1.05)
 
 
 def dual_rows(rounds: int) -> Iterator[Row]:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-import rq
 import rq_tasks
 from processes import ChildProcess, Spawner, free_port, wait_until
 from rq import Callback, Retry
@@ -112,12 +111,11 @@ def test_p2_each_job_takes_effect_once_whoever_has_a_copy(
         assert len(program.notes("succeeded")) == 10
 
 
-@pytest.mark.parametrize("spawning", [False, True])
+@pytest.mark.parametrize("worker_class", ["queuebridge.backends.rq.Worker", "rq_workers.Spawning"])
 def test_p1_killed_work_horse_comes_again(
-    legacy: Program, work: Callable[..., ChildProcess], tmp_path: Path, spawning: bool
+    legacy: Program, work: Callable[..., ChildProcess], tmp_path: Path, worker_class: str
 ) -> None:
-    assert not spawning or hasattr(rq, "SpawnWorker")
-    work("rq_workers.Spawning" if spawning else "queuebridge.backends.rq.Worker")
+    work(worker_class)
     job = legacy.queue.enqueue(rq_tasks.die_once, str(tmp_path / "marker"))
 
     finished(legacy, job)
