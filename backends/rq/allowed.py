@@ -23,25 +23,6 @@ _OF_RQ = (
 )
 
 
-class NotAllowed(ConfigurationError):
-    """Raised when a pushed call names something outside the modules that may be imported for it."""
-
-    def __init__(self, name: str, why: str) -> None:
-        self.name = name
-        super().__init__(
-            f"{name!r} may not be named in a pushed RQ call: {why}. List its module, or a package above it, in "
-            f"{_VARIABLE} (separated by commas), for producers and receivers alike."
-        )
-
-
-class UnknownFunction(UnknownTask):
-    """Raised when an allowed module has no such function: a newer deployment may have it."""
-
-    def __init__(self, name: str, problem: str) -> None:
-        self.name = name
-        Exception.__init__(self, f"The function {name!r} of an RQ call cannot be imported here: {problem}")
-
-
 class AllowList:
     """Tells names that may be imported from others.
 
@@ -61,28 +42,28 @@ class AllowList:
         """Refuse a name outside the list; nothing is imported.
 
         Raises:
-            NotAllowed: It is.
+            ConfigurationError: It is.
         """
         if not _NAME.fullmatch(name):
-            raise NotAllowed(name, "it is not of the form module.function")
+            raise _not_allowed(name, "it is not of the form module.function")
         if not self._holds(name.rpartition(".")[0]):
-            raise NotAllowed(name, "its module is not on the list" if self._prefixes else "there is no list")
+            raise _not_allowed(name, "its module is not on the list" if self._prefixes else "there is no list")
 
     def find(self, name: str) -> Any:
         """Import what a name of the list stands for.
 
         Raises:
-            NotAllowed: It is not on the list, or a module on the list has it from one that is not.
-            UnknownFunction: There is no such thing.
+            ConfigurationError: It is not on the list, or a module on the list has it from one that is not.
+            UnknownTask: There is no such thing.
         """
         self.check(name)
         try:
             found = import_attribute(name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise UnknownFunction(name, str(error)) from error
+            raise _unknown(name, str(error)) from error
         home = getattr(found, "__module__", None)
         if not isinstance(home, str) or not self._holds(home):
-            raise NotAllowed(name, f"what it stands for is defined elsewhere ({home})")
+            raise _not_allowed(name, f"what it stands for is defined elsewhere ({home})")
         return found
 
     def find_class(self, name: str) -> Any:
@@ -96,3 +77,17 @@ class AllowList:
 
     def _holds(self, name: str) -> bool:
         return any(name == prefix or name.startswith(f"{prefix}.") for prefix in self._prefixes)
+
+
+def _not_allowed(name: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name!r} may not be named in a pushed RQ call: {why}. List its module, or a package above it, in "
+        f"{_VARIABLE} (separated by commas), for producers and receivers alike."
+    )
+
+
+def _unknown(name: str, problem: str) -> UnknownTask:
+    error = UnknownTask(name)
+    # What that says of tasks is no help here.
+    error.args = (f"The function {name!r} of an RQ call cannot be imported here: {problem}",)
+    return error

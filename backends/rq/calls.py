@@ -48,7 +48,7 @@ def check_pushable(job: Job, allowed: AllowList) -> None:
     """Refuse a call that cannot be pushed. Without any I/O.
 
     Raises:
-        NotAllowed: The function, or something else that it names, is outside the allowed modules.
+        ConfigurationError: The function, or something else that it names, is outside the allowed modules.
         InvalidOption: Something in it is not JSON.
         OptionNotSupported: It has an option that only RQ's workers can honour.
     """
@@ -163,7 +163,7 @@ def job_of(envelope: Envelope, connection: Redis, allowed: AllowList) -> Job:
     """Return the job that an envelope carries. Nothing in it is unpickled.
 
     Raises:
-        NotAllowed: It names something outside the allowed modules.
+        ConfigurationError: It names something outside the allowed modules.
         MalformedEnvelope: RQ cannot make a job of it.
     """
     message = envelope.message

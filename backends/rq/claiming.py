@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import rq
+import rq.worker
 from redis.client import Pipeline
 from rq.exceptions import DeserializationError
 from rq.job import Job, JobStatus
@@ -28,6 +29,7 @@ from queuebridge.backends.rq.put_off import put_off, release_due
 from queuebridge.backends.rq.queue import Queue
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery
+from queuebridge.errors import ConfigurationError
 from queuebridge.ledger import State
 from queuebridge.outcome import Outcome, Status, describe
 
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 2
 # A job whose work horse was killed comes again at once; the lease of the dead one decides when it may run.
 _AFTER_DEATH_SECONDS = 1.0
+_RQ_2 = rq.__version__.startswith("2.")
 _ENDED = {
     State.DONE: JobStatus.FINISHED,
     State.FAILED: JobStatus.FAILED,
@@ -62,6 +65,11 @@ class ClaimingMixin(PerformanceMixin):
         if self.queue_class is rq.Queue:
             # What `rq worker` says unless it is told otherwise. Jobs that follow from a job have to go our way.
             self.queue_class = Queue
+        if _RQ_2 and isinstance(self, rq.worker.SpawnWorker) and _claiming_bridge() is not None:
+            raise ConfigurationError(
+                "A SpawnWorker of RQ 2 has RQ's own Worker run the jobs in its child processes, which would not ask "
+                "the ledger. Use Worker or SimpleWorker, or RQ 3."
+            )
 
     @property
     def dequeue_timeout(self) -> int:

@@ -78,7 +78,7 @@ class Route:
         """Return whether a job can go this way; False if RQ has to take it alone, as nobody needs the other copy.
 
         Raises:
-            NotAllowed, InvalidOption, OptionNotSupported: It can not, and would be needed there.
+            ConfigurationError, InvalidOption, OptionNotSupported: It can not, and would be needed there.
         """
         if not self.pushes and self.stage is not Stage.SHADOW:
             return True

@@ -49,8 +49,8 @@ def find(envelope: Envelope) -> Runnable:
     """Return the function that a pushed RQ call names, to be run.
 
     Raises:
-        NotAllowed: Its module is not one that may be imported for such a call.
-        UnknownFunction: Its module has no such function.
+        ConfigurationError: Its module is not one that may be imported for such a call.
+        UnknownTask: Its module has no such function.
         ConfigurationError: There is no Redis, where RQ keeps what becomes of jobs.
     """
     allowed = AllowList.from_environment()

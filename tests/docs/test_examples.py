@@ -121,6 +121,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
 
 # Variables that hidden parts of pages set.
 PAGE_VARIABLES = (
+    "QUEUEBRIDGE_RQ_MODULES",
     "QUEUEBRIDGE_TASKS",
     "QUEUEBRIDGE_PUBLIC_URL",
     "QSTASH_TOKEN",

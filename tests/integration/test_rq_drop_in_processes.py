@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import rq
 import rq_tasks
 from processes import ChildProcess, Spawner, free_port, wait_until
 from rq import Callback, Retry
@@ -22,6 +23,8 @@ from queuebridge.ledger import DeliveryOutcome, Execution, State
 from queuebridge.outcome import Status
 
 TIMES = {"QUEUEBRIDGE_LEASE_SECONDS": "2", "QUEUEBRIDGE_GRACE_SECONDS": "1", "QUEUEBRIDGE_HEDGE_SECONDS": "0"}
+
+RQ_2 = rq.VERSION.startswith("2.")
 
 World = Callable[..., AbstractContextManager[Program]]
 
@@ -111,7 +114,13 @@ def test_p2_each_job_takes_effect_once_whoever_has_a_copy(
         assert len(program.notes("succeeded")) == 10
 
 
-@pytest.mark.parametrize("worker_class", ["queuebridge.backends.rq.Worker", "rq_workers.Spawning"])
+@pytest.mark.parametrize(
+    "worker_class",
+    [
+        "queuebridge.backends.rq.Worker",
+        pytest.param("rq_workers.Spawning", marks=pytest.mark.skipif(RQ_2, reason="RQ 2 spawns workers of its own")),
+    ],
+)
 def test_p1_killed_work_horse_comes_again(
     legacy: Program, work: Callable[..., ChildProcess], tmp_path: Path, worker_class: str
 ) -> None:

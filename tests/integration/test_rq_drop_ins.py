@@ -22,11 +22,10 @@ from rq.exceptions import DuplicateJobError, InvalidJobOperation
 from rq.job import Dependency, Job, JobStatus
 from rq.repeat import Repeat
 from rq.serializers import JSONSerializer
-from rq_program import Program, running_program
+from rq_program import NAME, Program, running_program
 
 from queuebridge import EnqueueManyError, InvalidOption, OptionNotSupported, PublishError
-from queuebridge.backends.rq import Queue, job
-from queuebridge.backends.rq.allowed import NotAllowed
+from queuebridge.backends.rq import Queue, SimpleWorker, job
 from queuebridge.backends.rq.identity import FIELD
 from queuebridge.errors import ConfigurationError
 from queuebridge.ledger import State
@@ -569,7 +568,7 @@ def test_arguments_that_are_not_json_are_refused_where_they_would_be_pushed(run:
 
 @pytest.mark.parametrize("stage", PUSHING)
 def test_function_outside_the_list_is_refused_where_it_would_be_pushed(run: Run, stage: str) -> None:
-    with run(stage=stage) as program, pytest.raises(NotAllowed, match="QUEUEBRIDGE_RQ_MODULES"):
+    with run(stage=stage) as program, pytest.raises(ConfigurationError, match="QUEUEBRIDGE_RQ_MODULES"):
         program.queue.enqueue("os.getcwd")
 
 
@@ -719,6 +718,22 @@ def test_logs_and_errors_have_no_arguments(push: Program, caplog: pytest.LogCapt
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("queuebridge")]
     assert ours
     assert "planted-secret" not in "".join([*ours, str(refusal.value)])
+
+
+@pytest.mark.skipif(RQ_3, reason="RQ 3 spawns workers of the same class")
+def test_worker_that_would_not_claim_is_refused(dual: Program) -> None:
+    from rq_workers import Spawning
+
+    with pytest.raises(ConfigurationError, match="SpawnWorker"):
+        Spawning([dual.queue], connection=dual.connection)
+
+
+def test_worker_takes_our_queue_class_in_place_of_rqs(dual: Program) -> None:
+    class Own(Queue):
+        """A queue of the program's."""
+
+    for given, taken in ((None, Queue), (rq.Queue, Queue), (Own, Own)):
+        assert SimpleWorker([NAME], connection=dual.connection, queue_class=given).queue_class is taken
 
 
 def test_field_of_ours_is_the_only_one_beyond_rqs(live: Program) -> None:

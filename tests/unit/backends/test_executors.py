@@ -14,7 +14,7 @@ from queuebridge import PermanentFailure, TaskRegistry, task
 from queuebridge.backend import Publication
 from queuebridge.backends.celery.message import HEADER, encode_header
 from queuebridge.backends.celery.worker import register_tasks
-from queuebridge.backends.rq import job as rq_job
+from queuebridge.backends.rq import task_job as rq_job
 from queuebridge.backends.rq.backend import RQBackend, retry_interval
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
