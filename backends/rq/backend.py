@@ -199,6 +199,15 @@ class RQBackend(Backend):
             raise ping_failure(_failure(error, "-")) from error
         return f"Redis at {redact(self.url)} answers"
 
+    def strangers(self) -> Mapping[str, Sequence[str]]:
+        """Return the workers that would not claim; see `Backend.strangers`."""
+        from queuebridge.backends.rq.marking import unmarked_workers
+
+        try:
+            return unmarked_workers(self.connection)
+        except (redis.RedisError, OSError) as error:
+            raise ping_failure(_failure(error, "-")) from error
+
     def close(self) -> None:
         """Close the connections."""
         if "connection" in self.__dict__:

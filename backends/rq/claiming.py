@@ -18,11 +18,11 @@ from queuebridge.backends.rq.backend import RUN_FUNCTION
 from queuebridge.backends.rq.calls import envelope_of
 from queuebridge.backends.rq.forwarding import forwarding_in_use
 from queuebridge.backends.rq.identity import FIELD, bound, dispatch_of, is_bound
+from queuebridge.backends.rq.marking import MarkingMixin
 from queuebridge.backends.rq.performing import (
     JobRunnable,
     Performance,
     PerformanceMixin,
-    current_performance,
     performing,
 )
 from queuebridge.backends.rq.put_off import put_off, release_due
@@ -47,7 +47,7 @@ _ENDED = {
 }
 
 
-class ClaimingMixin(PerformanceMixin):
+class ClaimingMixin(MarkingMixin, PerformanceMixin):
     """For RQ worker classes: `class Mine(ClaimingMixin, rq.worker.RoundRobinWorker)`.
 
     Without a ledger, and without any setting of queuebridge's, the worker is as RQ made it.
@@ -58,7 +58,7 @@ class ClaimingMixin(PerformanceMixin):
     queues: Any
     is_horse: bool
     log: logging.Logger
-    _stopped_job_id: str | None
+    _killed_job_id: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,6 +70,10 @@ class ClaimingMixin(PerformanceMixin):
                 "A SpawnWorker of RQ 2 has RQ's own Worker run the jobs in its child processes, which would not ask "
                 "the ledger. Use Worker or SimpleWorker, or RQ 3."
             )
+
+    def claims(self) -> bool:
+        """Return whether it asks the ledger."""
+        return _claiming_bridge() is not None
 
     @property
     def dequeue_timeout(self) -> int:
@@ -116,9 +120,14 @@ class ClaimingMixin(PerformanceMixin):
             return runnable.succeeded
         return self._end_unexecuted(job, queue, execution, outcome, bridge, dispatch_id)
 
+    def handle_work_horse_killed(self, job: Job, *how: Any) -> None:
+        """Note it, and do as RQ does."""
+        self._killed_job_id = job.id
+        super().handle_work_horse_killed(job, *how)  # type: ignore[misc]
+
     def handle_job_failure(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> None:
         """Do as RQ does; but a job whose work horse was killed comes again, as often as the ledger allows."""
-        killed = current_performance() is None and self._stopped_job_id != job.id
+        killed, self._killed_job_id = self._killed_job_id == job.id, None
         if killed and _claiming_bridge() is not None:
             execution = kwargs.get("execution")
             self.log.warning("Job %s comes again: the process that ran it has died.", job.id)

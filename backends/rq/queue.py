@@ -53,6 +53,7 @@ class Queue(rq.Queue):
         unique: bool = False,
     ) -> Job:
         """Have a job enqueued at a time; see RQ."""
+        _need_id(job, unique)
         route = self._route(job)
         if route is None:
             job = super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
@@ -65,6 +66,7 @@ class Queue(rq.Queue):
     def _enqueue_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
+        _need_id(job, unique)
         route = self._route(job)
         if route is None:
             job = super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -180,3 +182,9 @@ class Queue(rq.Queue):
         if job.id == performance.job_id and performance.marked:
             queued_at = utcformat(enqueued_at) if enqueued_at is not None else None
             pipeline.hset(job.key, FIELD, bound(follow_up_of(performance.dispatch_id, job.id), queued_at))
+
+
+def _need_id(job: Job, unique: bool) -> None:
+    """Refuse what RQ refuses; before the job is asked for its id, for it would make one."""
+    if unique and not job._id:
+        raise ValueError("unique=True requires an explicit job_id")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,11 +15,11 @@ from redis import Redis
 from redis.client import Pipeline
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job, JobStatus
-from rq.timeouts import TimerDeathPenalty, UnixSignalDeathPenalty
 from rq.worker import BaseWorker
 
 from queuebridge.backends.rq.allowed import AllowList
 from queuebridge.backends.rq.calls import job_of, positional_names
+from queuebridge.backends.rq.death_penalty import PushDeathPenalty
 from queuebridge.backends.rq.identity import FIELD, bound, follow_up_of, named_by
 from queuebridge.backends.rq.performing import Performance, PerformanceMixin, check_carried, outcome_of, performing
 from queuebridge.backends.rq.queue import Queue
@@ -120,6 +119,7 @@ class PushWorker(PerformanceMixin, rq.SimpleWorker):
     """Performs one pushed job: an RQ worker that no queue, heartbeat or statistics of RQ's know."""
 
     queue_class = Queue
+    death_penalty_class: Any = PushDeathPenalty
 
     def __init__(self, queue: Queue) -> None:
         super().__init__(
@@ -130,10 +130,7 @@ class PushWorker(PerformanceMixin, rq.SimpleWorker):
             serializer=queue.serializer,
             prepare_for_work=False,
         )
-        main = threading.current_thread() is threading.main_thread()
-        # Python delivers signals to the main thread only.
-        self.death_penalty_class: Any = UnixSignalDeathPenalty if main else TimerDeathPenalty
-        queue.death_penalty_class = self.death_penalty_class
+        queue.death_penalty_class = PushDeathPenalty
 
     def _set_connection(self, connection: Redis) -> Redis:
         return connection

@@ -10,6 +10,7 @@ import rq
 from rq.serializers import JSONSerializer
 
 from queuebridge.backends.rq.backend import RQBackend
+from queuebridge.backends.rq.marking import MarkingMixin
 from queuebridge.bridge import Bridge, set_bridge
 from queuebridge.errors import ConfigurationError
 
@@ -48,7 +49,7 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
     # Jobs are run by `queuebridge.backends.rq.task_job.run`, which finds the tasks through the process's bridge.
     set_bridge(bridge)
     named = {task.queue for task in bridge.registry if task.queue} - {bridge.settings.default_queue}
-    worker = rq.Worker(
+    worker = (_ClaimingTaskWorker if bridge.ledger is not None else rq.Worker)(
         list(queues) or [bridge.settings.default_queue, *sorted(named)],
         connection=worker_connection(bridge.worker_backend.url),
         serializer=JSONSerializer,
@@ -57,6 +58,10 @@ def run_worker(bridge: Bridge, *, queues: Sequence[str], concurrency: int | None
     )
     worker.work(with_scheduler=True, burst="--burst" in extra)
     return 0
+
+
+class _ClaimingTaskWorker(MarkingMixin, rq.Worker):
+    """RQ's worker, for tasks, which ask the ledger themselves."""
 
 
 def worker_connection(url: str) -> redis.Redis:

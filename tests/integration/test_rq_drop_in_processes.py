@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rq
 import rq_tasks
+from contracts import Effects, wait_for_worker, worker_command, worker_environ
 from processes import ChildProcess, Spawner, free_port, wait_until
 from rq import Callback, Retry
 from rq.job import Job
@@ -163,6 +164,24 @@ def test_p1_pushed_job_that_kills_the_receiver_comes_again(world: World, tmp_pat
         assert len(program.notes("die")) == 2
         assert execution_of(program, job).attempts == 2
         assert program.queue.started_job_registry.get_job_ids() == []
+
+
+def test_workers_that_would_not_claim_are_found(
+    legacy: Program, work: Callable[..., ChildProcess], spawn: Spawner, tmp_path: Path
+) -> None:
+    work()
+    work("rq.Worker")
+    tasks = spawn([*worker_command(), "-q", NAME], env=worker_environ({}, Effects(tmp_path / "effects")), name="tasks")
+    wait_for_worker(tasks)
+
+    backend = legacy.bridge.legacy
+    assert backend is not None
+    (queues,) = backend.strangers().values()
+    assert list(queues) == [NAME]
+    # Neither one that has ended nor one that has vanished counts.
+    for worker in rq.Worker.all(connection=legacy.connection):
+        legacy.connection.delete(worker.key)
+    assert backend.strangers() == {}
 
 
 def test_busy_job_is_put_off_and_the_records_of_its_execution_stay(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -200,8 +201,18 @@ def test_timeout_stops_a_pushed_job(push: Program) -> None:
 
     outcome = push.deliver(envelope)
 
-    assert "JobTimeoutException" in outcome.reason
+    assert outcome.reason == "JobTimeoutException: Task exceeded maximum timeout value (1 seconds)"
     assert push.fetch(enqueued).is_failed
+
+
+def test_timeout_stops_a_pushed_job_in_a_thread_of_the_receiver(push: Program) -> None:
+    push.queue.enqueue(rq_tasks.linger, 30, job_timeout=1)
+    (envelope,) = push.pushed()
+
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(push.deliver, envelope).result()
+
+    assert outcome.reason == "JobTimeoutException: Task exceeded maximum timeout value (1 seconds)"
 
 
 def test_ttl_is_the_time_in_which_a_pushed_job_may_start(push: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -637,6 +648,16 @@ def test_unique_job_is_refused_when_there_is_one(push: Program) -> None:
             push.queue.enqueue_in(timedelta(60), rq_tasks.add, 2, job_id="one", unique=True)
 
     assert [envelope.args for envelope in push.pushed()] == [[1]]
+
+
+@pytest.mark.parametrize("stage", ["legacy", "push"])
+def test_unique_job_needs_an_id_of_the_callers(run: Run, stage: str) -> None:
+    with run(stage=stage) as program:
+        with pytest.raises(ValueError, match="explicit job_id"):
+            program.queue.enqueue(rq_tasks.add, 1, unique=True)
+        enqueued = program.queue.create_job(rq_tasks.add, args=(1,))
+        with pytest.raises(ValueError, match="explicit job_id"):
+            program.queue.schedule_job(enqueued, datetime.now(timezone.utc), unique=True)
 
 
 def test_pipeline_of_the_caller_decides_whether_a_job_is_pushed(push: Program) -> None:
