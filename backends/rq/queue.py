@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,7 +11,7 @@ import rq
 from redis.client import Pipeline
 from rq.job import Job, JobStatus
 from rq.scripts import save_unique_job
-from rq.utils import utcformat
+from rq.utils import now, utcformat
 
 from queuebridge.backends.rq.forwarding import (
     Pending,
@@ -44,6 +45,17 @@ class Queue(rq.Queue):
             if route is not None and route.pushes:
                 route.check(job)
         return job
+
+    def enqueue_job(
+        self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
+    ) -> Job:
+        """Enqueue a job; see RQ. One that is pushed is accepted also while Redis is away, if it waits for no other."""
+        if pipeline is None and not unique and not job._dependency_ids:
+            route = self._route(job)
+            if route is not None:
+                # RQ's own way begins with writes that the publication makes too.
+                return self._publish(route, job, None, unique=False, at_front=at_front, not_before=None)
+        return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
 
     def schedule_job(
         self,
@@ -116,11 +128,10 @@ class Queue(rq.Queue):
         follows = pipeline is not None and (performance is not None or is_falling_back())
         status = job.get_status(refresh=False)
         is_new = job.started_at is None and status in (JobStatus.CREATED, JobStatus.QUEUED, JobStatus.SCHEDULED)
-        if not_before is None:
-            self._prepare_for_queue(job)
-        else:
-            job._status = JobStatus.SCHEDULED
-            job.origin = self.name
+        job.origin = self.name
+        job.enqueued_at = now() if not_before is None else job.enqueued_at
+        job.timeout = job.timeout if job.timeout is not None else self._default_timeout
+        job._status = JobStatus.QUEUED if not_before is None else JobStatus.SCHEDULED
         queued_at = utcformat(job.enqueued_at) if not_before is None and job.enqueued_at is not None else None
         if performance is not None and pipeline is not None:
             dispatch_id = follow_up_of(performance.dispatch_id, job.id)
@@ -136,7 +147,7 @@ class Queue(rq.Queue):
                 route=route,
                 prepared=prepared,
                 job=job,
-                take_back=lambda: self.connection.delete(job.key) if is_new else None,
+                take_back=lambda: self._take_back(job) if is_new else None,
                 fall_back=(
                     (lambda: self._put_on_queue(job, at_front=at_front, not_before=not_before)) if follows else None
                 ),
@@ -166,6 +177,11 @@ class Queue(rq.Queue):
             one = pending(unsaved=True)
         publish_all([one])
         return job
+
+    def _take_back(self, job: Job) -> None:
+        # Where Redis is away, nothing was written.
+        with suppress(redis.RedisError, OSError):
+            self.connection.delete(job.key)
 
     def _put_on_queue(self, job: Job, *, at_front: bool, not_before: datetime | None) -> None:
         if not_before is None:

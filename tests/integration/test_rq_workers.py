@@ -158,7 +158,7 @@ def test_job_is_an_ordinary_rq_job(bridge: Bridge, connection: redis.Redis) -> N
     assert job.timeout == 11
     assert (job.result_ttl, job.failure_ttl, job.ttl) == (60, 120, 600)
     assert job.retries_left is None
-    assert job.args[0].startswith('{"version":1,')
+    assert job.args[0].startswith('{"version":2,')
 
 
 def test_retry_policy_becomes_that_of_the_job(bridge: Bridge, connection: redis.Redis) -> None:
