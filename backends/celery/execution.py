@@ -262,7 +262,10 @@ def outcome_of(envelope: Envelope, traced: Any) -> Outcome:
     error = info.retval if isinstance(info.retval, Exception) else QueueBridgeError(str(info.retval))
     if info.state in (states.FAILURE, states.REJECTED):
         return outcome_of_error(error)
-    # A retry has been published, as a dispatch of its own; what was ignored is done with.
+    if info.state == states.RETRY:
+        # Published already, as a dispatch of its own.
+        return Outcome(status=Status.RETRIED, error=error)
+    # What was ignored is done with.
     return Outcome(status=Status.DONE)
 
 

@@ -170,7 +170,7 @@ def test_retry_is_a_new_dispatch_and_runs(world: CeleryWorld) -> None:
 
     assert (ran, world.take()) == ([0, 1, 2], [])
     dispatches = executions(world, result.id)
-    assert [execution.state for execution in dispatches] == [State.DONE] * 3
+    assert [execution.state for execution in dispatches] == [State.RETRIED, State.RETRIED, State.DONE]
     assert len({execution.dispatch_id for execution in dispatches}) == 3
 
 

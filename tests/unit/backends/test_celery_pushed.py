@@ -99,7 +99,7 @@ def test_retry_is_published_as_a_dispatch_of_the_same_job(world: CeleryWorld) ->
         return int(self.request.retries)
 
     outcome, result = run(world, flaky, "a", headers={"tenant": "a"})
-    assert (outcome.status, result.state) == (Status.DONE, states.RETRY)
+    assert (outcome.status, result.state) == (Status.RETRIED, states.RETRY)
     first, second = world.pushed()
     assert (second.job_id, second.dispatch_id == first.dispatch_id) == (first.job_id, False)
     assert second.not_before_ms is not None

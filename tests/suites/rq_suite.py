@@ -17,7 +17,7 @@ from pathlib import Path
 
 import rq
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "move-rq.md"
 FILES = (
     "test_queue.py",
@@ -85,7 +85,7 @@ def _run(tests: Path, files: list[str], port: str, *, bridged: bool) -> dict[str
     results = tests / f"results-{'bridged' if bridged else 'plain'}.json"
     environ = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tests), str(ROOT / "suites")]),
+        "PYTHONPATH": os.pathsep.join([str(tests), str(ROOT / "tests" / "suites")]),
         "RQ_SUITE_PORT": port,
         "RQ_SUITE_RESULTS": str(results),
     }
