@@ -24,7 +24,7 @@ class BridgedTaskRegistry(TaskRegistry):
     """The tasks of an app, whose executions claim their jobs."""
 
     def __setitem__(self, name: str, task: Any) -> None:
-        guard_executions(task)
+        _guard(task)
         super().__setitem__(name, task)
 
 
@@ -78,9 +78,9 @@ def _replace_parts(app: Any) -> None:
         vars(app.amqp).pop("send_task_message", None)
         app.amqp.task_protocols = {**app.amqp.task_protocols, 2: app.amqp.as_task_v2}
         vars(app.amqp).pop("create_task_message", None)
-    app._tasks.__class__ = BridgedTaskRegistry
+    app._tasks.__class__ = _bridged_class(type(app._tasks), BridgedTaskRegistry)
     for task in list(app._tasks.values()):
-        guard_executions(task)
+        _guard(task)
     note_attached(app)
     introduce_workers(app)
 
@@ -96,4 +96,19 @@ def _bridged(present: Any, original: str, bridged: type) -> Any:
         raise ConfigurationError(
             f"The app has a class {own.__qualname__} with a send_task_message of its own, which a bridge replaces."
         )
+    return _bridged_class(own, bridged)
+
+
+def _bridged_class(own: type, bridged: type) -> type:
+    """Return the bridged form of a class: ours, or a subclass of the app's own, which keeps what it does."""
+    if issubclass(own, bridged):
+        return own
+    if issubclass(bridged, own):
+        return bridged
     return type(f"Bridged{own.__name__}", (bridged, own), {"__doc__": own.__doc__, "__module__": own.__module__})
+
+
+def _guard(task: Any) -> None:
+    # A registry takes anything; only tasks run.
+    if isinstance(task, celery.Task) or (isinstance(task, type) and issubclass(task, celery.Task)):
+        guard_executions(task)

@@ -79,6 +79,9 @@ class _GuardedTracer:
     def __set__(self, task: Any, tracer: Tracer | None) -> None:
         vars(task)[_ATTRIBUTE] = tracer and _guarded(task, tracer)
 
+    def __delete__(self, task: Any) -> None:
+        vars(task).pop(_ATTRIBUTE, None)
+
 
 def guard_executions(task: Any) -> None:
     """Have every execution of a task claim its job, where there is a ledger."""

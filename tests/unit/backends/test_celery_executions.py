@@ -298,6 +298,14 @@ def test_safety_copy_goes_where_only_workers_with_claims_look(make_world: MakeWo
     assert len(world.take(f"{world.queue}.queuebridge")) == 1
 
 
+def test_tracer_can_be_taken_from_a_task_as_from_any_other(world: CeleryWorld) -> None:
+    count, ran = counting(world)
+    count.__trace__ = lambda *_: ran.append("traced")
+    del count.__trace__
+
+    assert count.__trace__ is None
+
+
 def test_revoked_job_starts_nowhere_and_whoever_waits_is_told(world: CeleryWorld) -> None:
     count, ran = counting(world)
     result = count.delay(7)

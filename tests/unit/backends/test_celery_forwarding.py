@@ -11,6 +11,7 @@ import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import chain, chord, group, signals
 from celery.app.amqp import AMQP
+from celery.app.registry import TaskRegistry
 from kombu.exceptions import OperationalError
 from recording_qstash import Answer
 
@@ -273,6 +274,25 @@ def test_part_that_exists_already_is_bridged(make_world: MakeWorld) -> None:
     declared(world).delay(1)
 
     assert (world.take(), len(world.pushed())) == ([], 1)
+
+
+def test_registry_of_the_apps_own_keeps_what_it_does() -> None:
+    class Listing(TaskRegistry):
+        def listed(self) -> list[str]:
+            return sorted(name for name in self if not name.startswith("celery."))
+
+    class Own(celery.Celery):
+        registry_cls = Listing
+
+    app = attach(Own("own", set_as_current=False))
+
+    @app.task(name="own.task", shared=False)
+    def task() -> None:
+        return None
+
+    # Not a task, and none of our business.
+    app.tasks["own.other"] = "text"
+    assert (isinstance(app.tasks, Listing), app.tasks.listed()) == (True, ["own.other", "own.task"])
 
 
 def test_something_else_cannot_be_attached() -> None:
