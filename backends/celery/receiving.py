@@ -85,7 +85,7 @@ class PushedTask:
     def execute(self, envelope: Envelope, delivery: Delivery, lease: Lease | None) -> Outcome:
         """Run the message as a worker would; see `Runnable.execute`."""
         try:
-            message = self._message(envelope)
+            message = self._message(envelope, redelivered=delivery.attempt > 1)
             self._payload(message)
         except InvalidArguments as error:
             return Outcome(status=Status.INVALID_ARGUMENTS, error=error)
@@ -106,9 +106,9 @@ class PushedTask:
             return outcome_of_error(pool.raised)
         return outcome_of(envelope, claimed.traced)
 
-    def _message(self, envelope: Envelope) -> _Message:
+    def _message(self, envelope: Envelope, *, redelivered: bool = False) -> _Message:
         try:
-            return _Message(from_envelope(envelope))
+            return _Message(from_envelope(envelope), redelivered=redelivered)
         except MalformedEnvelope as error:
             raise InvalidArguments(envelope.task, [str(error)]) from None
 
@@ -142,7 +142,7 @@ class PushedTask:
 class _Message:
     """What Celery's request asks of a message that came from a broker."""
 
-    def __init__(self, native: NativeMessage) -> None:
+    def __init__(self, native: NativeMessage, *, redelivered: bool) -> None:
         self.headers = dict(native.headers)
         self.properties = dict(native.properties)
         self.body = native.body
@@ -151,7 +151,7 @@ class _Message:
         self.delivery_info = {
             "exchange": native.exchange,
             "routing_key": native.routing_key,
-            "redelivered": False,
+            "redelivered": redelivered,
         }
         self.delivery_tag = self.headers["id"]
         self.payload: Any = None

@@ -76,10 +76,10 @@ class CeleryWorld:
             found.append(Envelope.decode(request.body))
         return found
 
-    def deliver(self, envelope: Envelope, message_id: str = "msg_1") -> Outcome:
+    def deliver(self, envelope: Envelope, message_id: str = "msg_1", attempt: int = 1) -> Outcome:
         """Run a pushed envelope as the receiver does."""
         assert self.bridge is not None
-        return self.bridge.runner.run(envelope, Delivery(backend="qstash", message_id=message_id, attempt=1))
+        return self.bridge.runner.run(envelope, Delivery(backend="qstash", message_id=message_id, attempt=attempt))
 
     def work(self, message: Message, queue: str | None = None) -> tuple[int, Any, float]:
         """Run a message as the pool of a worker does, and return what the worker gets back."""

@@ -145,6 +145,19 @@ def test_what_a_task_says_about_its_message_is_done(
     assert (outcome.status, result.state) == (status, state)
 
 
+def test_task_sees_that_its_message_came_before(world: CeleryWorld) -> None:
+    @world.app.task(bind=True, acks_late=True, shared=False)
+    def work(self: Any) -> str:
+        if not self.request.delivery_info["redelivered"]:
+            raise Reject("not yet", requeue=True)
+        return "second"
+
+    first, result = run(world, work)
+    second = world.deliver(world.pushed()[-1], attempt=2)
+
+    assert (first.status, second.status, result.get(timeout=1)) == (Status.RETRY, Status.DONE, "second")
+
+
 def test_started_is_tracked_and_request_is_that_of_a_worker(world: CeleryWorld) -> None:
     seen: dict[str, Any] = {}
 
