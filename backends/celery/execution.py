@@ -153,9 +153,13 @@ class _WorkerExecution:
 
     def execute(self, envelope: Envelope, delivery: Delivery, lease: Lease | None) -> Outcome:
         """Run the tracer."""
+        request = self.request
+        if delivery.attempt > 1:
+            # What was put off comes again as a new message, of which the broker does not say that it came before.
+            request = {**request, "delivery_info": {**(request.get("delivery_info") or {}), "redelivered": True}}
         try:
             with executing(current_job_of(envelope, delivery, time.time(), lease)):
-                self.traced = self.tracer(self.uuid, self.args, self.kwargs, self.request)
+                self.traced = self.tracer(self.uuid, self.args, self.kwargs, request)
         except Exception as error:  # noqa: BLE001 - handed on to the worker, when the ledger knows
             self.raised = error
             return outcome_of_error(error)

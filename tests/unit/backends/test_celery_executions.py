@@ -193,6 +193,28 @@ def test_requeued_job_is_released_and_runs_again(world: CeleryWorld) -> None:
     assert (failed, raised(rejected).requeue, answer[0], ran) == (FAILED, True, SUCCEEDED, [1, 1])
 
 
+def test_requeued_job_sees_that_it_came_before(world: CeleryWorld) -> None:
+    seen: list[bool] = []
+
+    @world.app.task(name="shop.late", bind=True, acks_late=True, shared=False)
+    def late(self: Any) -> None:
+        seen.append(self.request.delivery_info["redelivered"])
+        if not seen[-1]:
+            raise Reject("later", requeue=True)
+
+    late.delay()
+    (message,) = world.take()
+    world.work(message)
+    # The broker brings it back before the ledger lets it run: it is put off, as a new message.
+    world.work(message)
+    (again,) = world.take()
+    assert world.ledger is not None
+    world.bridge.ledger._clock.move(2)  # type: ignore[union-attr]
+    world.work(again)
+
+    assert seen == [False, True]
+
+
 def test_job_is_put_off_while_the_ledger_is_away(world: CeleryWorld) -> None:
     count, ran = counting(world)
     count.delay(7)
