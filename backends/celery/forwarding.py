@@ -90,14 +90,14 @@ class AppForwarding:
         if queue is not None and queue != plain_queue(queue):
             options["queue"] = queue = plain_queue(queue)
         queue = queue or options.get("routing_key") or self.app.conf.task_default_queue
-        task_id = message.headers.get("id") or ""
+        task_id = _task_id(message)
         stage = forwarding.stage_of(name, queue, task_id, given)
         if forwarding.is_left_to_library(stage):
             # A retry brings the header of the message that it repeats; each publication has one of its own.
             options["headers"] = {**given, HEADER: short_header(queue, stage)}
             return send(producer, name, message, **options)
-        if not task_id:
-            raise OptionNotSupported("celery", "task_protocol", "only protocol 2 can be pushed; set it to 2.")
+        if "id" not in message.headers:
+            message = as_protocol_2(self.app, name, message)
         if Side.LEGACY not in forwarding.bridge.backends:
             # Without a broker there is nobody to watch events.
             message = message._replace(sent_event=None)
@@ -206,6 +206,30 @@ def short_header(queue: str, stage: Stage | None) -> str:
     )
 
 
+def as_protocol_2(app: Any, name: str, message: Any) -> Any:
+    """Return a message of protocol 1 as one of protocol 2, which can be pushed and which workers since Celery 4 read.
+
+    Args:
+        app: The app.
+        name: The name of the task.
+        message: What Celery made of a call; its body has all that the headers of protocol 2 have.
+    """
+    body = message.body
+    hard, soft = body.get("timelimit") or (None, None)
+    taken = ("group_index", "retries", "eta", "expires", "chord", "callbacks", "errbacks")
+    made = app.amqp.as_task_v2(
+        body["id"],
+        name,
+        body["args"],
+        body["kwargs"],
+        group_id=body.get("group"),
+        time_limit=hard,
+        soft_time_limit=soft,
+        **{field: body[field] for field in taken if body.get(field) is not None},
+    )
+    return made._replace(properties=message.properties, sent_event=message.sent_event)
+
+
 def parameter_names(app: celery.Celery, task: str) -> tuple[str, ...]:
     """Return the names of the positional parameters of a task; none if it is not known here."""
     # The registry itself: asking the app for its tasks would finalize it.
@@ -215,6 +239,12 @@ def parameter_names(app: celery.Celery, task: str) -> tuple[str, ...]:
         return ()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(name for name, one in inspect.signature(known.run).parameters.items() if one.kind in kinds)
+
+
+def _task_id(message: Any) -> str:
+    # Protocol 1 has it in the body.
+    body = message.body
+    return str(message.headers.get("id") or (body.get("id") if isinstance(body, dict) else None) or "")
 
 
 def _queue_name(queue: Any) -> str | None:

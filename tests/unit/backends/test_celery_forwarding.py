@@ -230,12 +230,32 @@ def test_id_that_is_too_long_is_refused(make_world: MakeWorld) -> None:
         declared(world).apply_async((1,), task_id="x" * 201)
 
 
-def test_old_protocol_is_refused_on_the_push_side_only(make_world: MakeWorld) -> None:
-    world = make_world(Stage.PUSH)
+@pytest.mark.parametrize("stage", [Stage.PUSH, Stage.DUAL])
+def test_message_of_the_old_protocol_travels_as_one_of_the_new(make_world: MakeWorld, stage: Stage) -> None:
+    world = make_world(stage)
+    world.app.conf.task_protocol = 1
+    add = declared(world)
+    eta = datetime(2030, 1, 2, tzinfo=timezone.utc)
+
+    result = chain(add.s(1).set(eta=eta, time_limit=50, soft_time_limit=40), add.s(2)).apply_async()
+
+    (envelope,) = world.pushed()
+    headers = envelope.message["headers"]
+    assert (envelope.task, envelope.args, envelope.timeout_seconds) == (add.name, [1], 50)
+    assert (headers["eta"], headers["timelimit"]) == (eta.isoformat(), [50, 40])
+    assert (envelope.job_id, headers["id"]) == (result.parent.id, result.parent.id)
+    assert [one["options"]["task_id"] for one in envelope.message["embed"]["callbacks"]] == [result.id]
+    assert [message.headers["id"] for message in world.take()] == ([envelope.job_id] if stage is Stage.DUAL else [])
+
+
+def test_message_of_the_old_protocol_stays_so_in_stage_legacy(make_world: MakeWorld) -> None:
+    world = make_world(Stage.LEGACY)
     world.app.conf.task_protocol = 1
 
-    with pytest.raises(OptionNotSupported, match="protocol"):
-        declared(world).delay(1)
+    result = declared(world).delay(1)
+
+    (message,) = world.take()
+    assert world.arguments(message)["id"] == result.id
 
 
 def test_push_side_that_fails_is_an_error_that_programs_expect_of_a_broker(make_world: MakeWorld) -> None:

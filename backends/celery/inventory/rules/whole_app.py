@@ -33,9 +33,9 @@ def always_eager(subject: AppSubject) -> Iterator[Hit]:
 
 @TABLE.add(
     "protocol-1",
-    Severity.BLOCKER,
-    why="Only messages of protocol 2 can be bridged: those of protocol 1 have no headers.",
-    do="Set task_protocol=2 and let the queues run empty first.",
+    Severity.NOTE,
+    why="Stages that write to push send protocol 2, which workers of Celery 3 do not read.",
+    do="Nothing, if all workers have Celery 4 or newer.",
 )
 def protocol_1(subject: AppSubject) -> Iterator[Hit]:
     """Find the old protocol."""
