@@ -21,6 +21,7 @@ from services import Service
 from queuebridge import BackendUnavailable, Bridge, EnqueueOptions, InvalidOption, TaskRegistry, task
 from queuebridge.backends.celery import CeleryBackend
 from queuebridge.backends.celery.message import HEADER
+from queuebridge.envelope import VERSION
 
 WORKERS: dict[str, list[str]] = {
     "queuebridge worker": worker_command("-c", "1"),
@@ -353,7 +354,7 @@ def test_message_of_a_newer_version_is_kept_for_a_newer_worker(
     redis_url: str, spawn: Spawner, effects: Effects
 ) -> None:
     worker = start(spawn, environ_of(redis_url), effects)
-    header = json.dumps({"version": 2, "something": "new"})
+    header = json.dumps({"version": VERSION + 1, "something": "new"})
     with celery.Celery("newer", broker=redis_url, set_as_current=False) as app:
         app.conf.task_default_queue = "default"
         app.send_task("contract.record", args=["x"], headers={HEADER: header})

@@ -175,7 +175,8 @@ def test_cancelled_job_does_not_start(executor: Executor) -> None:
     tag = new_tag()
     receipt = executor.bridge.apply_async("contract.record", [tag], options=EnqueueOptions(countdown=1))
 
-    assert executor.bridge.cancel(receipt.job_id) == (1, 0)
+    # In the ledger only: the transport brings it all the same, as one does that cannot take messages back.
+    assert executor.ledger.cancel(receipt.job_id) == (1, 0)
 
     def outcomes() -> list[DeliveryOutcome]:
         arrivals = executor.ledger.executions.deliveries([receipt.dispatch_id])[receipt.dispatch_id]
