@@ -75,11 +75,11 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
         """Return whether it asks the ledger."""
         return _claiming_bridge() is not None
 
-    @property
-    def dequeue_timeout(self) -> int:
-        """Return how long to wait for a job at a time."""
-        own: int = super().dequeue_timeout  # type: ignore[misc]
-        return min(own, _LOOK_SECONDS) if _claiming_bridge() is not None else own
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """Wait for a job as RQ does, but look in between for jobs that were put off."""
+        if timeout is not None and self.claims():
+            timeout = min(timeout, _LOOK_SECONDS)
+        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)  # type: ignore[misc]
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """Show a sign of life, and bring back what was put off."""

@@ -45,9 +45,11 @@ _HOOKS = "_queuebridge_after_execute"
 
 def forwarding_in_use() -> Forwarding | None:
     """Return what publishes RQ jobs in this process; None if the environment chooses nothing."""
-    if not is_chosen():
-        return None
-    bridge = get_bridge()
+    return forwarding_of(get_bridge()) if is_chosen() else None
+
+
+def forwarding_of(bridge: Bridge) -> Forwarding:
+    """Return what publishes RQ jobs through a bridge."""
     forwarding = _known.get(bridge)
     if forwarding is None:
         forwarding = _known[bridge] = Forwarding(bridge, "rq")
@@ -119,9 +121,10 @@ class Route:
 
 def route_of(queue: Queue, job: Job) -> Route | None:
     """Return where a job goes; None if RQ takes it alone."""
-    forwarding = forwarding_in_use()
-    if forwarding is None or not queue.is_async:
+    # The environment is asked once for each queue: that takes as long as all the rest.
+    if not queue.is_async or not queue.is_bridged:
         return None
+    forwarding = forwarding_of(get_bridge())
     stage = None
     if forwarding.bridge.stages is not None:
         stage = forwarding.stage_of(str(job.func_name), queue.name, job.id, job.meta or {})

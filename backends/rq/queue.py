@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -26,7 +27,11 @@ from queuebridge.backends.rq.identity import FIELD, bound, dispatch_at, follow_u
 from queuebridge.backends.rq.performing import current_performance
 from queuebridge.backends.rq.registries import ForwardingFailedJobRegistry, ready_registry_of
 from queuebridge.failures import redact
+from queuebridge.foreign import is_chosen
 from queuebridge.ids import new_dispatch_id
+
+# On a job that RQ takes alone, until it has.
+_LEFT = "_queuebridge_left_to_rq"
 
 
 class Queue(rq.Queue):
@@ -35,6 +40,11 @@ class Queue(rq.Queue):
     Without QUEUEBRIDGE_BACKEND, QUEUEBRIDGE_LEGACY or QUEUEBRIDGE_STAGE in the environment, and in stage `legacy`, it
     is RQ's queue in every respect. In other stages it refuses what cannot be pushed when it is enqueued.
     """
+
+    @cached_property
+    def is_bridged(self) -> bool:
+        """Return whether the environment says where jobs go."""
+        return is_chosen()
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
         """Create a job as RQ does, and refuse a dependent one that could not go where its stage sends it."""
@@ -55,6 +65,8 @@ class Queue(rq.Queue):
             if route is not None:
                 # RQ's own way begins with writes that the publication makes too.
                 return self._publish(route, job, None, unique=False, at_front=at_front, not_before=None)
+            # So that it is not found out a second time in a moment.
+            setattr(job, _LEFT, True)
         return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
 
     def schedule_job(
@@ -78,6 +90,9 @@ class Queue(rq.Queue):
     def _enqueue_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
+        if getattr(job, _LEFT, False):
+            setattr(job, _LEFT, False)
+            return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         _need_id(job, unique)
         route = self._route(job)
         if route is None:
