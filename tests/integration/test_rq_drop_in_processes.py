@@ -21,6 +21,7 @@ from queuebridge.backends.qstash.devserver import EngineSettings, ServerSettings
 from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER
 from queuebridge.backends.rq.identity import dispatch_of
 from queuebridge.ledger import DeliveryOutcome, Execution, State
+from queuebridge.loading import upgrade_ledger
 from queuebridge.outcome import Status
 
 TIMES = {"QUEUEBRIDGE_LEASE_SECONDS": "2", "QUEUEBRIDGE_GRACE_SECONDS": "1", "QUEUEBRIDGE_HEDGE_SECONDS": "0"}
@@ -135,6 +136,22 @@ def test_p1_killed_work_horse_comes_again(
     assert (first["dispatch"], first["fence"] < second["fence"]) == (second["dispatch"], True)
     assert (execution_of(legacy, job).state, execution_of(legacy, job).attempts) == (State.DONE, 2)
     assert legacy.queue.started_job_registry.get_job_ids() == []
+
+
+def test_work_horses_share_no_connection_to_a_ledger_in_a_database(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], ChildProcess]
+) -> None:
+    database = {"QUEUEBRIDGE_LEDGER": f"sqlite:///{tmp_path / 'ledger.db'}"}
+    upgrade_ledger(database["QUEUEBRIDGE_LEDGER"])
+    with running_program(redis_url, tmp_path / "notes", monkeypatch, stage="legacy", **TIMES, **database) as program:
+        work()
+        jobs = [program.queue.enqueue(rq_tasks.add, n) for n in range(5)]
+        killed = program.queue.enqueue(rq_tasks.die_once, str(tmp_path / "marker"))
+
+        finished(program, *jobs, killed)
+
+        assert [execution_of(program, job).state for job in (*jobs, killed)] == [State.DONE] * 6
+        assert execution_of(program, killed).attempts == 2
 
 
 @pytest.mark.timeout(90)
