@@ -28,7 +28,7 @@ from rq.serializers import JSONSerializer
 from rq_program import NAME, Program, running_program
 
 from queuebridge import EnqueueManyError, InvalidOption, OptionNotSupported, PublishError
-from queuebridge.backends.rq import Queue, SimpleWorker, job
+from queuebridge.backends.rq import Queue, SimpleWorker, job, receiving
 from queuebridge.backends.rq.identity import FIELD
 from queuebridge.errors import ConfigurationError
 from queuebridge.ledger import State
@@ -235,6 +235,19 @@ def test_cancelled_and_deleted_jobs_do_not_run(push: Program) -> None:
     assert [outcome.status for outcome in outcomes] == [Status.EXPIRED] * 2
     assert push.notes("add") == []
     assert push.fetch(cancelled).is_canceled
+
+
+def test_push_execution_is_listed_and_never_abandoned_in_the_eyes_of_rqs_workers(push: Program) -> None:
+    enqueued = push.queue.enqueue(rq_tasks.add, 1)
+    receiving.PushWorker(push.queue).begin(enqueued, "rq-1")
+    enqueued.set_status(JobStatus.STARTED)
+
+    # As maintenance does, a month from now.
+    push.queue.started_job_registry.cleanup(time.time() + 30 * 86_400)
+
+    assert push.fetch(enqueued).is_started
+    assert push.connection.zrange(push.queue.started_job_registry.key, 0, -1) == [f"{enqueued.id}:rq-1".encode()]
+    assert push.on_queue() == []
 
 
 def test_enqueue_many_is_pushed_in_one_batch(push: Program) -> None:
