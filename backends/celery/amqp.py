@@ -30,7 +30,8 @@ class QuickAMQP(AMQP):
 
     @cached_property
     def _shows_plain_values_whole(self) -> bool:
-        return bool(self.app.conf.task_repr_maxlevels > 1)
+        # Celery before 5.7 has no such setting, and shows three levels.
+        return bool(self.app.conf.get("task_repr_maxlevels", 3) > 1)
 
 
 class BridgedAMQP(QuickAMQP):
