@@ -14,6 +14,7 @@ from rq.serializers import JSONSerializer
 from surroundings import CALLS, HERE, QUEUE, REDIS_URL, child, cleaned, environment, free_port, listening
 
 from queuebridge import Bridge
+from queuebridge.backends.celery import Celery
 from queuebridge.backends.rq import Queue
 
 # A publish to QStash goes over the internet; a server that answers at once would compare two amounts of computing,
@@ -55,7 +56,28 @@ def legacy_rows(rounds: int) -> Iterator[Row]:
             rounds=rounds,
         )
     yield Row("rq: stage legacy / enqueue_call", ours, plain, "µs per job", 1.10)
+    yield bridged_app_row(rounds)
     yield drop_in_row(rounds)
+
+
+def bridged_app_row(rounds: int) -> Row:
+    """Compare an app with a bridge below it in stage `legacy` with one without, called in the same way."""
+
+    def calls(kind: type[celery.Celery]) -> Callable[[], object]:
+        app = kind("shop", broker=REDIS_URL, set_as_current=False)
+        app.conf.task_ignore_result = True
+        task = app.task(name="benchmark.add", shared=False)(add_numbers.function)
+        return lambda: task.apply_async((1,), {"b": 2, "note": "x"}, queue=QUEUE)
+
+    chosen = {**_PUSH, "QUEUEBRIDGE_LEGACY": "celery", "QUEUEBRIDGE_STAGE": "legacy", "CELERY_BROKER_URL": REDIS_URL}
+    with environment(chosen), cleaned(QUEUE, f"_kombu.binding.{QUEUE}"):
+        bridged, unbridged = calls(Celery), calls(celery.Celery)
+        ours, plain = medians(
+            lambda: microseconds_each(bridged, CALLS),
+            lambda: microseconds_each(unbridged, CALLS),
+            rounds=rounds,
+        )
+    return Row("celery: bridged app in stage legacy / apply_async", ours, plain, "µs per job", 1.05)
 
 
 def drop_in_row(rounds: int) -> Row:

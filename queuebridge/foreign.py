@@ -39,6 +39,7 @@ class Forwarding:
     def __init__(self, bridge: Bridge, kind: str) -> None:
         self.bridge = bridge
         self._kind = kind
+        self._spools = bridge.spools
         for backend in bridge.backends.values():
             if backend.name in {"celery", "rq"} - {kind}:
                 raise ConfigurationError(
@@ -49,13 +50,17 @@ class Forwarding:
     def stage_of(self, task: str, queue: str, job_id: str, metadata: Mapping[str, Any]) -> Stage | None:
         """Return the stage by which a call is written; None without a migration."""
         stages = self.bridge.stages
-        return None if stages is None else stages.settings().stage_for(task, queue, job_id, metadata).stage
+        if stages is None:
+            return None
+        rule = stages.settings().rule_for(task, queue)
+        # In most rules, everybody is in: then neither a key nor a reason has to be found.
+        return rule.stage if rule.everybody_is_in else rule.decide(job_id, metadata).stage
 
     def is_left_to_library(self, stage: Stage | None) -> bool:
         """Return whether a call of this stage is published by the library itself, as if there were no bridge."""
         if stage is None:
             return self.bridge.backend.name == self._kind and self.bridge.ledger is None
-        return stage is Stage.LEGACY and not self.bridge.spools
+        return stage is Stage.LEGACY and not self._spools
 
     def publish(self, draft: Draft) -> Receipt:
         """Publish a call; raises as `Bridge.enqueue`."""

@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import celery
@@ -201,7 +202,7 @@ def short_header(queue: str, stage: Stage | None) -> str:
     """Return what `encode_header` makes of a message that a broker alone gets, in a tenth of its time."""
     chosen = f',"stage":"{stage.value}"' if stage is not None else ""
     return (
-        f'{{"version":2,"kind":"celery","dispatch_id":"{new_dispatch_id()}","queue":{json.dumps(queue)},'
+        f'{{"version":2,"kind":"celery","dispatch_id":"{new_dispatch_id()}","queue":{_quoted(queue)},'
         f'"enqueued_at_ms":{int(time.time() * 1000)}{chosen}}}'
     )
 
@@ -245,6 +246,11 @@ def _task_id(message: Any) -> str:
     # Protocol 1 has it in the body.
     body = message.body
     return str(message.headers.get("id") or (body.get("id") if isinstance(body, dict) else None) or "")
+
+
+@lru_cache(maxsize=256)
+def _quoted(queue: str) -> str:
+    return json.dumps(queue)
 
 
 def _queue_name(queue: Any) -> str | None:
