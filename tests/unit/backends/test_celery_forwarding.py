@@ -12,6 +12,8 @@ from bridged_celery import CeleryWorld, MakeWorld
 from celery import chain, chord, group, signals
 from celery.app.amqp import AMQP
 from celery.app.registry import TaskRegistry
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedule
 from kombu.exceptions import OperationalError
 from recording_qstash import Answer
 
@@ -70,6 +72,70 @@ def test_publication_goes_where_the_stage_says(make_world: MakeWorld, way: str, 
         (execution,) = [world.ledger.executions.get(envelope.dispatch_id) for envelope in envelopes]
         assert execution is not None
         assert {copy.side: copy.role for copy in execution.copies} == roles
+
+
+MORE_WAYS: dict[str, tuple[Callable[[Any, celery.Celery], Any], list[str]]] = {
+    "map": (lambda add, _: add.map([(1,), (2,)]).apply_async(), ["celery.map"]),
+    "starmap": (lambda add, _: add.starmap([(1, 2)]).apply_async(), ["celery.starmap"]),
+    "chunks": (lambda add, _: add.chunks([(1, 2), (3, 4)], 1).apply_async(), ["celery.starmap"] * 2),
+    "beat": (
+        lambda _, app: Scheduler(app, lazy=True).apply_async(
+            ScheduleEntry("often", "shop.add", schedule=schedule(10), args=(1,), app=app), advance=False
+        ),
+        ["shop.add"],
+    ),
+    "stamped": (lambda add, _: stamped(add.s(1)).apply_async(), ["shop.add"]),
+}
+
+
+def stamped(signature: Any) -> Any:
+    """Return a signature with a stamp."""
+    signature.stamp(tenant="a")
+    return signature
+
+
+@pytest.mark.parametrize("way", MORE_WAYS)
+def test_rarer_ways_to_publish_go_through_the_bridge_too(make_world: MakeWorld, way: str) -> None:
+    world = make_world(Stage.PUSH)
+    publish, expected = MORE_WAYS[way]
+
+    publish(declared(world), world.app)
+
+    assert [envelope.task for envelope in world.pushed()] == expected
+    assert world.take() == []
+    if way == "stamped":
+        assert world.pushed()[0].message["headers"]["stamps"] == {"tenant": "a"}
+
+
+def test_what_a_task_publishes_while_it_runs_goes_through_the_bridge(make_world: MakeWorld) -> None:
+    world = make_world(Stage.PUSH)
+    add = declared(world)
+
+    @world.app.task(name="shop.replaced", bind=True, shared=False)
+    def replaced(self: Any) -> None:
+        raise self.replace(add.s(1))
+
+    @world.app.task(name="shop.unsteady", autoretry_for=(ValueError,), default_retry_delay=3, shared=False)
+    def unsteady() -> None:
+        raise ValueError
+
+    @world.app.task(name="shop.failing", shared=False)
+    def failing() -> None:
+        raise KeyError
+
+    # One that takes more than the id Celery calls at once, where the task failed.
+    @world.app.task(name="shop.told", shared=False)
+    def told(task_id: str) -> None: ...
+
+    replaced.delay()
+    unsteady.delay()
+    failing.apply_async(link_error=told.s())
+    for envelope in world.pushed():
+        world.deliver(envelope)
+
+    names = [envelope.task for envelope in world.pushed()]
+    assert names == ["shop.replaced", "shop.unsteady", "shop.failing", "shop.add", "shop.unsteady", "shop.told"]
+    assert world.take() == []
 
 
 def test_nothing_changes_where_the_environment_says_nothing(
