@@ -55,7 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note how each phase of a test ended, and each of its subtests."""
-    _durations[report.nodeid] = _durations.get(report.nodeid, 0) + report.duration
+    if type(report) is pytest.TestReport:
+        # A subtest is part of its test.
+        _durations[report.nodeid] = _durations.get(report.nodeid, 0) + report.duration
     outcome = report.outcome
     if outcome == "skipped" and hasattr(report, "wasxfail"):
         outcome = "passed"
