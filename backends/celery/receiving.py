@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import celery
 from billiard.einfo import ExceptionInfo
 from celery import signals
-from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from celery.utils.imports import symbol_by_name
 from celery.utils.nodenames import gethostname
 from celery.worker import state
@@ -93,15 +93,19 @@ class PushedTask:
         self.app.set_current()
         acknowledgement = _Acknowledgement()
         request = self._request(message, acknowledgement)
-        signals.task_received.send(sender=self, request=request)
         if (request.expires or request.id in state.revoked) and request.revoked():
             return Outcome(status=Status.DONE)
+        signals.task_received.send(sender=self, request=request)
         pool = _InProcess()
         with (
             executing(current_job_of(envelope, delivery, time.time(), lease)),
             claimed_execution() as claimed,
         ):
-            request.execute_using_pool(pool)
+            try:
+                request.execute_using_pool(pool)
+            except TaskRevokedError:
+                # By its stamps. Whoever waits for it has been told.
+                return Outcome(status=Status.DONE)
         if pool.raised is not None:
             return outcome_of_error(pool.raised)
         return outcome_of(envelope, claimed.traced)

@@ -12,6 +12,7 @@ import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import signals, states
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.worker import state
 
 from queuebridge import current_job
 from queuebridge.envelope import Envelope
@@ -200,6 +201,19 @@ def test_expired_message_is_revoked_and_not_run(world: CeleryWorld) -> None:
         outcome = world.deliver(world.pushed()[-1])
 
     assert (outcome.status, ran, seen, result.state) == (Status.DONE, [], ["task_revoked"], states.REVOKED)
+
+
+def test_task_that_is_revoked_by_its_stamps_is_done_with(world: CeleryWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[bool] = []
+
+    @world.app.task(shared=False)
+    def work() -> None:
+        ran.append(True)
+
+    monkeypatch.setitem(state.revoked_stamps, "tenant", ["a"])
+    outcome, result = run(world, work, stamped_headers=["tenant"], tenant="a")
+
+    assert (outcome.status, result.state, ran) == (Status.DONE, states.REVOKED, [])
 
 
 def test_soft_time_limit_can_be_caught(world: CeleryWorld) -> None:
