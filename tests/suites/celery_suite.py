@@ -122,7 +122,7 @@ class Findings:
 
     Attributes:
         lines: The report.
-        differences: For each mode the tests that pass plain, and twice not with the bridge.
+        differences: For each mode the tests that pass plain and not with the bridge; unless explained, twice not.
         ran: For each mode how all tests ended.
     """
 
@@ -161,7 +161,11 @@ def _quick() -> list[Part]:
 
 
 def _find(suite: Suite, parts: Sequence[Part], modes: Sequence[str], jobs: int) -> Findings:
-    """Run the parts, and note what passes plain and not with the bridge. That runs again, for it may be unsteady."""
+    """Run the parts, and note what passes plain and not with the bridge.
+
+    What is not explained of that runs again, for it may be unsteady.
+    """
+    known = comparing.explanations(PAGE)
     bridged = [part for part in parts if part.mode.name in modes]
     units = {part.unit for part in bridged}
     plain = [part for part in parts if part.mode is PLAIN and part.unit in units]
@@ -180,7 +184,8 @@ def _find(suite: Suite, parts: Sequence[Part], modes: Sequence[str], jobs: int) 
         if (PLAIN.name, part.unit) in ended:
             passing = ended[PLAIN.name, part.unit].result()
         different = comparing.new_failures(passing, ran)
-        again = suite.run(part.mode, different, unit=part.unit, again=True) if different else {}
+        repeated = [test for test in different if not any(row.covers(test, mode) for row in known)]
+        again = suite.run(part.mode, repeated, unit=part.unit, again=True) if repeated else {}
         findings.ran[mode] = {**ran, **again}
         findings.differences[mode] = [test for test in different if again.get(test) != comparing.PASSED]
         steady = list(passing.values()).count(comparing.PASSED)
@@ -188,7 +193,7 @@ def _find(suite: Suite, parts: Sequence[Part], modes: Sequence[str], jobs: int) 
             f"{mode}: {steady} pass plain; with the bridge {comparing.count(ran)}; "
             f"{len(findings.differences[mode])} differences"
         )
-        for test in different:
+        for test in repeated:
             if again.get(test) == comparing.PASSED:
                 findings.lines.append(f"{mode}: failed once, and passed when repeated: {test}")
     return findings
