@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import celery
 from celery import signals
 from kombu.common import Broadcast
+
+from queuebridge.errors import QueueBridgeError
+from queuebridge.failures import redact
+from queuebridge.outcome import describe
+
+logger = logging.getLogger(__name__)
 
 _COMMAND = "queuebridge_claims"
 _CLAIMS = "queuebridge_claims"
@@ -56,6 +63,21 @@ def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
     }
 
 
+def note_revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
+    """Cancel in the ledger what a worker discards, revoked or expired, so that no other copy of it runs.
+
+    One that was ended while it ran is left to its lease: only its executor could settle it.
+    """
+    forwarding = getattr(sender.app, "queuebridge", None)
+    chosen = forwarding.forwarding() if forwarding is not None else None
+    if chosen is None or chosen.bridge.ledger is None or terminated:
+        return
+    try:
+        chosen.bridge.cancel(request.id)
+    except QueueBridgeError as error:
+        logger.error("Task %s was discarded, and its other copy may run: %s", request.id, redact(describe(error)))
+
+
 def _set_up(instance: Any, **_: Any) -> None:
     # Only in workers: it is a large part of Celery.
     from celery.worker.control import inspect_command
@@ -70,6 +92,7 @@ def _set_up(instance: Any, **_: Any) -> None:
         return {"claims": claims}
 
     if claims and vars(app)[_CLAIMS] is None:
+        signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
         for name, queue in list(app.amqp.queues.consume_from.items()):
             if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
                 app.amqp.queues.select_add(claimed_queue(name))

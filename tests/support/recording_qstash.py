@@ -51,6 +51,8 @@ def accept(request: Recorded) -> Answer:
     if request.path == "/v2/batch":
         count = len(json.loads(request.body))
         return Answer(200, [{"messageId": f"msg_{number}"} for number in range(count)])
+    if request.method == "DELETE":
+        return Answer(200, {"cancelled": len(json.loads(request.body)["messageIds"])})
     if request.method == "GET":
         return Answer(200, [])
     return Answer(200, {"messageId": "msg_1", "url": "https://example.com"})

@@ -8,12 +8,15 @@ import celery
 import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import signals, states
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 from recording_qstash import Answer
 
 from queuebridge import current_job
 from queuebridge.backends.celery import attach
 from queuebridge.backends.celery.message import HEADER
+from queuebridge.backends.celery.workers import note_revoked
+from queuebridge.errors import LedgerUnavailable
 from queuebridge.ledger import ClaimRequest, Granted, State
 from queuebridge.outcome import Status
 from queuebridge.stages import Side, Stage
@@ -328,17 +331,47 @@ def test_tracer_can_be_taken_from_a_task_as_from_any_other(world: CeleryWorld) -
     assert count.__trace__ is None
 
 
-def test_revoked_job_starts_nowhere_and_whoever_waits_is_told(world: CeleryWorld) -> None:
+def test_revoked_job_starts_nowhere_and_whoever_waits_is_told(
+    world: CeleryWorld, caplog: pytest.LogCaptureFixture
+) -> None:
     count, ran = counting(world)
     result = count.delay(7)
     (message,), (envelope,) = world.take(), world.pushed()
 
     result.revoke()
+    assert "stay with qstash" not in caplog.text
     assert world.server.requests.pop().method == "DELETE"
     world.work(message)
     pushed = world.deliver(envelope).status
 
     assert (ran, pushed, result.state) == ([], Status.DUPLICATE, states.REVOKED)
+
+
+def test_what_a_worker_discards_runs_nowhere_else(world: CeleryWorld) -> None:
+    # Revoked by a stamp, or expired: the worker never comes to the tracer.
+    count, ran = counting(world)
+    result = count.delay(7)
+    (envelope,) = world.pushed()
+
+    note_revoked(sender=count, request=Context(id=result.id), terminated=False)
+
+    assert (world.deliver(envelope).status, ran) == (Status.DUPLICATE, [])
+
+
+def test_ledger_that_is_away_does_not_disturb_a_worker_that_discards(
+    world: CeleryWorld, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, _ = counting(world)
+    result = count.delay(7)
+
+    def away(job_id: str) -> None:
+        raise LedgerUnavailable("no answer")
+
+    monkeypatch.setattr(world.bridge, "cancel", away)
+
+    note_revoked(sender=count, request=Context(id=result.id))
+
+    assert "its other copy may run" in caplog.text
 
 
 def test_revoking_what_runs_leaves_it_alone(world: CeleryWorld) -> None:
