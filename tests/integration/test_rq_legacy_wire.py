@@ -17,7 +17,7 @@ from rq import Callback, Retry
 from rq.decorators import job as plain_job
 from rq.job import Dependency, Job
 from rq.repeat import Repeat
-from rq_program import running_program
+from rq_program import running_program, work_off
 
 from queuebridge.backends.rq import Queue, SimpleWorker, job
 
@@ -177,7 +177,7 @@ def test_worker_of_ours_leaves_no_trace_in_stage_legacy(
         for name in ("QUEUEBRIDGE_LEGACY", "QUEUEBRIDGE_STAGE", "QUEUEBRIDGE_LEDGER"):
             clean.delenv(name)
         plain = rq.Queue("other", connection=client).enqueue(rq_tasks.fail_times, 1, retry=Retry(max=1), meta={"a": 1})
-        rq.SimpleWorker(["other"], connection=client).work(burst=True, logging_level="CRITICAL")
+        work_off(rq.SimpleWorker(["other"], connection=client))
 
     assert fields == set(client.hkeys(plain.key))
     assert plain.get_status() == "finished"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+import rq
 from recording_qstash import RecordingQStash
 from rq.job import Job
 from rq_tasks import NOTES
@@ -23,6 +25,17 @@ from queuebridge.ledger import Execution
 from queuebridge.outcome import Outcome
 
 NAME = "mail"
+
+
+def work_off(worker: rq.Worker) -> None:
+    """Let a worker do in this process what is on its queues, and leave this process as it was."""
+    # A worker takes these signals over, and keeps them.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        worker.work(burst=True, logging_level="CRITICAL")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Program:
@@ -70,7 +83,7 @@ class Program:
 
     def work(self) -> None:
         """Let an RQ worker of ours do what is on the queue."""
-        SimpleWorker([self.queue], connection=self.connection).work(burst=True, logging_level="CRITICAL")
+        work_off(SimpleWorker([self.queue], connection=self.connection))
 
     def on_queue(self) -> list[str]:
         """Return the ids of the jobs on RQ's own queue."""

@@ -21,6 +21,14 @@ from queuebridge.errors import ConfigurationError
 SECRET = "hunter2"
 
 
+@pytest.fixture(autouse=True)
+def _no_tasks_of_other_apps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep those that other tests share with every app of the process, as `@app.task` does, out of these apps."""
+    finalizers = celery._state._on_app_finalizers
+    builtin = {one for one in finalizers if one.__module__ == "celery.app.builtins"}
+    monkeypatch.setattr("celery._state._on_app_finalizers", builtin)
+
+
 def make_app(kind: type[celery.Celery] = celery.Celery, **settings: Any) -> celery.Celery:
     app = kind("shop", broker="memory://", set_as_current=False)
     app.conf.update(settings)
