@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from urllib.parse import urlsplit
 
 import celery
+from celery.local import Proxy
 from kombu.transport import TRANSPORT_ALIASES
 from pydantic import SecretStr
 
@@ -42,6 +43,24 @@ def longest_delay(app: celery.Celery) -> float | None:
     return float((app.conf.broker_transport_options or {}).get("visibility_timeout", 3600))
 
 
+def import_app(path: str, *, variable: str = "QUEUEBRIDGE_CELERY_APP") -> celery.Celery:
+    """Return an app that somebody else has made.
+
+    Args:
+        path: The app, as `package.module:attribute`.
+        variable: What named it, for errors.
+
+    Raises:
+        ConfigurationError: There is none, or what is there is no Celery app.
+    """
+    app = import_attribute(path, variable=variable)
+    if isinstance(app, Proxy):
+        app = app._get_current_object()
+    if not isinstance(app, celery.Celery):
+        raise ConfigurationError(f"{variable}={path!r} is a {type(app).__name__}, not a Celery app.")
+    return app
+
+
 def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
     """Return a Celery app for the configured broker.
 
@@ -50,12 +69,7 @@ def make_app(settings: CelerySettings, *, default_queue: str) -> celery.Celery:
         MissingExtra: The broker is Redis, and its client library is not installed.
     """
     if settings.app is not None:
-        app = import_attribute(settings.app, variable="QUEUEBRIDGE_CELERY_APP")
-        if not isinstance(app, celery.Celery):
-            raise ConfigurationError(
-                f"QUEUEBRIDGE_CELERY_APP={settings.app!r} is a {type(app).__name__}, not a Celery app."
-            )
-        return app
+        return import_app(settings.app)
     in_hand = _app_in_hand.get()
     if in_hand is not None:
         return in_hand

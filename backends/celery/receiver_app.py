@@ -6,9 +6,9 @@ import weakref
 
 import celery
 
+from queuebridge.backends.celery.configured_app import import_app
 from queuebridge.backends.celery.settings import CelerySettings
 from queuebridge.errors import ConfigurationError
-from queuebridge.loading import import_attribute
 from queuebridge.settings import environment_or, read_settings
 
 _attached: list[weakref.ref[celery.Celery]] = []
@@ -29,9 +29,7 @@ def receiver_app() -> celery.Celery:
     chosen = read_settings(CelerySettings, environment_or(None)).app
     if chosen is not None:
         if chosen not in _found:
-            app = import_attribute(chosen, variable="QUEUEBRIDGE_CELERY_APP")
-            if not isinstance(app, celery.Celery):
-                raise ConfigurationError(f"QUEUEBRIDGE_CELERY_APP={chosen!r} is no Celery app: {type(app).__name__}.")
+            app = import_app(chosen)
             # As a worker does: the modules of `include`, `imports` and autodiscovery.
             app.loader.import_default_modules()
             app.finalize()

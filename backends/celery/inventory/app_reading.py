@@ -13,13 +13,11 @@ from celery.app.task import Task
 from celery.local import Proxy
 from celery.utils.imports import symbol_by_name
 
-from queuebridge.backends.celery.configured_app import longest_delay
+from queuebridge.backends.celery.configured_app import import_app, longest_delay
 from queuebridge.backends.celery.inventory.facts import UNLIMITED, AppFacts, QueueFacts, ScheduleFacts, TaskFacts
 from queuebridge.backends.celery.inventory.records import Place
 from queuebridge.backends.celery.inventory.source.files import shown
-from queuebridge.errors import ConfigurationError
 from queuebridge.failures import redact
-from queuebridge.loading import import_attribute
 
 # Settings that rules look at; those that have Celery's default are not noted.
 _SETTINGS = (
@@ -69,11 +67,7 @@ def load_app(path: str, *, option: str) -> celery.Celery:
     Raises:
         ConfigurationError: There is none, or what is there is no Celery app.
     """
-    app = import_attribute(path, variable=option)
-    if isinstance(app, Proxy):
-        app = app._get_current_object()
-    if not isinstance(app, celery.Celery):
-        raise ConfigurationError(f"{option}={path!r} is a {type(app).__name__}, not a Celery app.")
+    app = import_app(path, variable=option)
     app.loader.import_default_modules()
     app.finalize()
     return app
