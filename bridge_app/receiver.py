@@ -37,7 +37,7 @@ from queuebridge.errors import (
     UnsupportedEnvelope,
 )
 from queuebridge.failures import redact
-from queuebridge.ids import new_job_id
+from queuebridge.ids import new_job_id, portable_id
 from queuebridge.outcome import Status, describe
 
 logger = logging.getLogger(__name__)
@@ -234,9 +234,8 @@ def _path_as_received(received: Request) -> str:
 
 def _portable_id(message_id: str) -> str:
     """Return a job id for a message; its header is not signed, so that it may be anything."""
-    portable = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in message_id[:200])
     # Without an id no two calls can be told to be the same one.
-    return portable or new_job_id()
+    return portable_id(message_id) or new_job_id()
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

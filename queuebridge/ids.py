@@ -31,6 +31,11 @@ def job_id_for_key(task: str, idempotency_key: str) -> str:
     return f"key-{digest[:40]}"
 
 
+def portable_id(text: str) -> str:
+    """Return a text as an id: every character that some transport forbids becomes `_`, and a long one is cut."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text[:200])
+
+
 def check_job_id(job_id: str) -> str:
     """Return `job_id` unchanged.
 

@@ -22,13 +22,13 @@ from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject
 from kombu.utils.json import dumps
 from pydantic import ValidationError
-from pydantic_core import from_json
 
-from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, Minted, encode_header
+from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, Minted, encode_header, read_header
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
-from queuebridge.envelope import VERSION, Envelope
+from queuebridge.envelope import Envelope
 from queuebridge.errors import InvalidArguments, MalformedEnvelope, QueueBridgeError, UnsupportedEnvelope
+from queuebridge.ids import portable_id
 from queuebridge.outcome import Outcome, Status
 from queuebridge.runnable import current_job_of, json_result
 
@@ -186,15 +186,12 @@ class _WorkerExecution:
     def _envelope(self) -> Envelope:
         header = self.request.get(HEADER)
         try:
-            carried = from_json(header) if header is not None else {}
-            version = carried.get("version", VERSION)
-            if isinstance(version, int) and version > VERSION:
-                raise UnsupportedEnvelope(version, VERSION)
+            carried = read_header(header) if header is not None else {}
             delivery_info = self.request.get("delivery_info") or {}
             # Without a header it comes from a program without the bridge: every retry of such a message has one.
             unknown = {
                 "kind": "celery",
-                "dispatch_id": _portable(f"{self.uuid}-{self.request.get('retries') or 0}"),
+                "dispatch_id": portable_id(f"{self.uuid}-{self.request.get('retries') or 0}"),
                 "queue": delivery_info.get("routing_key") or "celery",
                 "enqueued_at_ms": 0,
             }
@@ -313,7 +310,3 @@ def _shown(args: Any, kwargs: Any) -> dict[str, Any]:
     except (TypeError, ValueError):
         # Not JSON: it runs all the same, and cannot be published again by anybody but its broker.
         return {"args": [], "kwargs": {}}
-
-
-def _portable(text: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)[:200]

@@ -6,7 +6,6 @@ rest of the envelope, so that every Celery tool shows what it is used to.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic_core import from_json
 
 from queuebridge.envelope import VERSION, Envelope, problems_in
 from queuebridge.errors import MalformedEnvelope, UnsupportedEnvelope
+from queuebridge.ids import portable_id
 from queuebridge.registry import AnyTask
 
 HEADER = "queuebridge"
@@ -75,6 +75,20 @@ def encode_header(envelope: Envelope) -> Minted:
     return Minted(f'{{"version":{envelope.version},{rest[1:]}')
 
 
+def read_header(header: str) -> dict[str, Any]:
+    """Return the fields of an envelope that a message carries in our header.
+
+    Raises:
+        UnsupportedEnvelope: It says that it is of a newer version.
+        ValueError, AttributeError: It is no JSON object.
+    """
+    carried: dict[str, Any] = from_json(header)
+    version = carried.get("version", VERSION)
+    if isinstance(version, int) and version > VERSION:
+        raise UnsupportedEnvelope(version, VERSION)
+    return carried
+
+
 def decode_message(
     task: AnyTask,
     *,
@@ -96,10 +110,10 @@ def decode_message(
     header = headers.get(HEADER)
     try:
         carried = (
-            from_json(header)
+            read_header(header)
             if header is not None
             else {
-                "dispatch_id": _portable(task_id),
+                "dispatch_id": portable_id(task_id),
                 "queue": queue,
                 "enqueued_at_ms": int(time.time() * 1000),
                 "retry": task.retry,
@@ -107,9 +121,6 @@ def decode_message(
                 "metadata": task.metadata,
             }
         )
-        version = carried.get("version", VERSION)
-        if isinstance(version, int) and version > VERSION:
-            raise UnsupportedEnvelope(version, VERSION)
         return Envelope.model_validate(
             {
                 **carried,
@@ -135,8 +146,3 @@ def own_headers(headers: Mapping[str, Any]) -> dict[str, str]:
         for name, value in headers.items()
         if name != HEADER and name not in NATIVE_HEADERS and isinstance(value, str)
     }
-
-
-def _portable(task_id: str) -> str:
-    # Celery takes any text as a task id.
-    return re.sub(r"[^A-Za-z0-9_-]", "_", task_id)[:200]
