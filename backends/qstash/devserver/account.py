@@ -15,6 +15,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     LogState,
     Message,
     Phase,
+    SigningKeys,
 )
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS, DevUser
 
@@ -30,6 +31,7 @@ class Account:
 
     def __init__(self, user: DevUser, *, max_parallelism: int, set_timer: SetTimer) -> None:
         self.user = user
+        self.keys = SigningKeys(user.current_signing_key, user.next_signing_key)
         self.messages: dict[str, Message] = {}
         self.queues: dict[str, FifoQueue] = {}
         self.flows: dict[str, FlowKey] = {}

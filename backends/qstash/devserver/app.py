@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import unquote
 
 from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
-from queuebridge.backends.qstash.devserver.engine import Engine
-from queuebridge.backends.qstash.devserver.errors import (
-    UNAUTHENTICATED,
-    Refusal,
-    bad_request,
-    not_found,
-    unsupported,
-)
+from queuebridge.backends.qstash.devserver.errors import UNAUTHENTICATED, Refusal, not_found, unsupported
 from queuebridge.backends.qstash.devserver.publishing import Publisher
-from queuebridge.backends.qstash.devserver.reading import Reader, query_token, respond
+from queuebridge.backends.qstash.devserver.request import Answer, ApiRequest, Services, query_token, respond
+from queuebridge.backends.qstash.devserver.resources.dead_letters import DeadLetters
+from queuebridge.backends.qstash.devserver.resources.keys import Keys
+from queuebridge.backends.qstash.devserver.resources.logs import Logs
+from queuebridge.backends.qstash.devserver.resources.messages import Messages
+from queuebridge.backends.qstash.devserver.resources.queues import Queues
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETER
 
 logger = logging.getLogger(__name__)
 
-_PUBLISH: Final = "/v2/publish/"
-_ENQUEUE: Final = "/v2/enqueue/"
+_PREFIX: Final = "/v2/"
 _MISSING: Final = {
     "schedules": "schedules",
     "topics": "URL groups",
@@ -42,10 +38,9 @@ _MISSING: Final = {
 class App:
     """Authenticates, routes and turns every error into JSON."""
 
-    def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
-        self._accounts = {account.user.token: account for account in engine.accounts.values()}
-        self._publisher = Publisher(engine, wake)
-        self._reader = Reader(engine, wake)
+    def __init__(self, services: Services) -> None:
+        self._accounts = {account.user.token: account for account in services.engine.accounts.values()}
+        self._resources = _resources(services)
 
     def server(self) -> web.Server:
         """Return the aiohttp protocol factory to listen with; needs a running loop."""
@@ -67,79 +62,17 @@ class App:
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")
         account = self._authenticate(request, query)
-        if request.method == "POST":
-            if path.startswith(_PUBLISH):
-                return await self._publisher.publish(request, account, path[len(_PUBLISH) :], query)
-            if path.startswith(_ENQUEUE):
-                queue, _, target = path[len(_ENQUEUE) :].partition("/")
-                return await self._publisher.publish(request, account, target, query, queue)
-        if not path.startswith("/v2/"):
+        if not path.startswith(_PREFIX):
             if path.startswith(("/v1/", "/llm/")):
                 raise unsupported(path[:60])
             raise not_found(f"no such path: {path[:60]}")
-        return await self._resource(request, account, path, query)
-
-    async def _resource(
-        self, request: web.BaseRequest, account: Account, path: str, query: str
-    ) -> web.StreamResponse:
-        kind, _, rest = path[len("/v2/") :].partition("/")
-        method = request.method
-        if kind in _MISSING:
-            raise unsupported(_MISSING[kind])
-        if kind == "batch" and method == "POST" and not rest:
-            return await self._publisher.batch(request, account)
-        if kind == "messages":
-            return await self._messages(request, account, path, rest, query)
-        if kind == "dlq":
-            return await self._dlq(request, account, path, rest, query)
-        if kind in {"events", "logs"} and method == "GET" and not rest:
-            return self._reader.logs(account, query, key=kind)
-        if kind == "queues":
-            return self._queues(method, account, rest)
-        if kind == "keys":
-            if method == "GET" and not rest:
-                return self._reader.keys(account)
-            if rest == "rotate":
-                raise unsupported("rotating keys")
-        raise _no_route(method, path)
-
-    async def _messages(
-        self, request: web.BaseRequest, account: Account, path: str, rest: str, query: str
-    ) -> web.StreamResponse:
-        method = request.method
-        if method == "GET" and rest:
-            return self._reader.message(account, unquote(rest))
-        if method == "DELETE":
-            if rest:
-                return await self._reader.cancel(account, unquote(rest))
-            _refuse_empty_id(path)
-            return await self._reader.cancel_many(request, account, query)
-        raise _no_route(method, path)
-
-    async def _dlq(
-        self, request: web.BaseRequest, account: Account, path: str, rest: str, query: str
-    ) -> web.StreamResponse:
-        method = request.method
-        if method == "GET":
-            if rest:
-                return self._reader.dead_letter(account, unquote(rest))
-            return self._reader.dead_letters(account, query)
-        if method == "DELETE":
-            if rest:
-                return await self._reader.delete_dead_letter(account, unquote(rest))
-            _refuse_empty_id(path)
-            return await self._reader.delete_dead_letters(request, account, query)
-        if method == "POST" and rest == "retry":
-            return await self._publisher.retry_dead_letters(request, account, query)
-        if method == "POST" and rest.startswith("retry/"):
-            dlq_id = unquote(rest[len("retry/") :])
-            return await self._publisher.retry_dead_letter(request, account, dlq_id, query)
-        raise _no_route(method, path)
-
-    def _queues(self, method: str, account: Account, rest: str) -> web.StreamResponse:
-        if method == "GET":
-            return self._reader.queue(account, unquote(rest)) if rest else self._reader.queues(account)
-        raise unsupported("changing, pausing and deleting queues")
+        resource, _, rest = path[len(_PREFIX) :].partition("/")
+        answer = self._resources.get(resource)
+        if answer is None:
+            if resource in _MISSING:
+                raise unsupported(_MISSING[resource])
+            raise not_found(f"no such endpoint: {request.method} {path[:60]}")
+        return await answer(ApiRequest(request, account, request.method, path, rest, query))
 
     def _authenticate(self, request: web.BaseRequest, query: str) -> Account:
         """Return the account of the request's token.
@@ -162,14 +95,20 @@ class App:
         return account
 
 
-def _refuse_empty_id(path: str) -> None:
-    # The hosted service takes `DELETE /v2/messages/` for "all": an empty id must not do that.
-    if path.endswith("/"):
-        raise bad_request("the id is empty")
-
-
-def _no_route(method: str, path: str) -> Refusal:
-    return not_found(f"no such endpoint: {method} {path[:60]}")
+def _resources(services: Services) -> Mapping[str, Answer]:
+    """Return what answers for each resource: the part of the path that follows `/v2/`."""
+    publisher = Publisher(services)
+    return {
+        "publish": publisher.publish,
+        "enqueue": publisher.enqueue,
+        "batch": publisher.batch,
+        "messages": Messages(services).answer,
+        "dlq": DeadLetters(services, publisher).answer,
+        "events": Logs("events").answer,
+        "logs": Logs("logs").answer,
+        "queues": Queues(services).answer,
+        "keys": Keys(services).answer,
+    }
 
 
 def _request_factory() -> Callable[..., web.BaseRequest]:

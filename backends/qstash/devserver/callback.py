@@ -9,6 +9,7 @@ from typing import Any
 from queuebridge.backends.qstash.devserver.messages import (
     HeaderPairs,
     Message,
+    MessageSpec,
     Outcome,
     canonical_header_name,
 )
@@ -20,6 +21,12 @@ def header_map(headers: HeaderPairs) -> dict[str, list[str]]:
     for name, value in headers:
         result.setdefault(canonical_header_name(name), []).append(value)
     return result
+
+
+def origin_fields(spec: MessageSpec) -> dict[str, str]:
+    """Return what a message came from, if it was a URL group or a schedule."""
+    origin = {"topicName": spec.topic, "endpointName": spec.endpoint, "scheduleId": spec.schedule_id}
+    return {name: value for name, value in origin.items() if value is not None}
 
 
 def callback_body(source: Message, outcome: Outcome, *, dlq_id: str | None, max_body_bytes: int) -> bytes:
@@ -43,6 +50,7 @@ def callback_body(source: Message, outcome: Outcome, *, dlq_id: str | None, max_
         "notBefore": source.not_before_ms,
         "createdAt": source.created_ms,
         "callerIP": spec.caller_ip,
+        **origin_fields(spec),
     }
     if outcome.body:
         data["body"] = b64encode(outcome.body[:max_body_bytes]).decode("ascii")

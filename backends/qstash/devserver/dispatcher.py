@@ -76,13 +76,13 @@ class Dispatcher:
             self._timer.cancel()
             self._timer = None
         due = self._engine.next_due()
-        if due is not None:
+        # Where time stands still nothing falls due until it is moved, and whoever moves it wakes us.
+        if due is not None and not self._engine.clock.stopped:
             delay = min(max(due - self._engine.clock(), 0.0), _LONGEST_SLEEP)
             self._timer = self._loop.call_later(delay, self._tick)
 
     async def _send(self, message: Message) -> None:
-        key = self._engine.accounts[message.account].user.current_signing_key
-        outcome = await self._attempt(message, key)
+        outcome = await self._attempt(message, self._engine.accounts[message.account].keys.current)
         if not outcome.delivered:
             logger.info(
                 "attempt failed: message=%s attempt=%d status=%d error=%s",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.backoff import next_wait
 from queuebridge.backends.qstash.devserver.callback import callback_body
+from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.limits import FifoQueue, FlowKey
 from queuebridge.backends.qstash.devserver.messages import (
     Accepted,
@@ -27,8 +28,9 @@ from queuebridge.backends.qstash.devserver.messages import (
     QueueRecord,
     new_message_id,
 )
+from queuebridge.backends.qstash.devserver.records import encode_queue
 from queuebridge.backends.qstash.devserver.store import Store
-from queuebridge.backends.qstash.devserver.timetable import Timetable
+from queuebridge.backends.qstash.devserver.timetable import Alarm, Timetable
 from queuebridge.backends.qstash.protocol import (
     DEV_USERS,
     FINISHED_MESSAGE_READABLE_SECONDS,
@@ -38,9 +40,6 @@ from queuebridge.backends.qstash.protocol import (
 )
 
 logger = logging.getLogger(__name__)
-
-Clock = Callable[[], float]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
@@ -134,7 +133,7 @@ class Engine:
                 account=account.user.name, name=name, parallelism=1, created_ms=now_ms, updated_ms=now_ms
             )
             queue = account.queues[name] = FifoQueue(record)
-            self.store.put_queue(record)
+            self.store.put_document(encode_queue(record))
         return queue
 
     # Driving
@@ -142,15 +141,21 @@ class Engine:
     def start_due(self) -> list[Message]:
         """Return the messages to send now; each is active until `finish` is called for it."""
         now = self.clock()
-        for account_name, item in self._timetable.take_due(now):
-            if isinstance(item, FlowKey):
-                self.accounts[account_name].wake_flow(item)
+        for item in self._timetable.take_due(now):
+            if isinstance(item, Alarm):
+                item.ring(now)
             else:
-                self.accounts[account_name].make_ready(item, now)
+                self.accounts[item.account].make_ready(item, now)
         started: list[Message] = []
         for account in self.accounts.values():
             account.start_ready(now, started)
         return started
+
+    def ring_at(self, due: float, ring: Callable[[float], None]) -> Alarm:
+        """Call a function with the time when `due`, in Unix seconds, has come; return what can be cancelled."""
+        alarm = Alarm(ring)
+        self._timetable.add(due, alarm)
+        return alarm
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next timed event, or None when nothing waits for a time."""
@@ -279,7 +284,7 @@ class Engine:
             self.accounts[message.account].make_ready(message, now)
             return
         message.phase = Phase.WAITING
-        self._timetable.add(due, message.account, message)
+        self._timetable.add(due, message)
 
     def _admit(self, queue: FifoQueue) -> None:
         while (message := queue.admit()) is not None:
@@ -346,6 +351,6 @@ class Engine:
 
     def _flow_timer(self, account_name: str) -> Callable[[float, FlowKey], None]:
         def set_timer(due: float, flow: FlowKey) -> None:
-            self._timetable.add(due, account_name, flow)
+            self.ring_at(due, lambda _now: self.accounts[account_name].wake_flow(flow))
 
         return set_timer

@@ -27,13 +27,12 @@ _FIELDS: Final[dict[str, Read]] = {
     "flowControlKey": lambda message: () if message.spec.flow is None else (message.spec.flow.key,),
     "callerIp": lambda message: (message.spec.caller_ip,),
     "callerIP": lambda message: (message.spec.caller_ip,),
-    # Nothing here belongs to a URL group or a schedule, so these match nothing; refusing them
-    # would break clients that pass them.
-    "topicName": lambda _message: (),
-    "scheduleId": lambda _message: (),
+    "topicName": lambda message: () if message.spec.topic is None else (message.spec.topic,),
+    "scheduleId": lambda message: () if message.spec.schedule_id is None else (message.spec.schedule_id,),
 }
 MESSAGE_FILTERS: Final = frozenset(_FIELDS) - {"messageId"}
 LOG_FILTERS: Final = frozenset(_FIELDS)
+PAGING: Final = frozenset({"fromDate", "toDate", "count", "cursor", "order"})
 DLQ_FILTERS: Final = frozenset(_FIELDS) - {"messageIds", "host", "path"}
 
 

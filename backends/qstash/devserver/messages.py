@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from queuebridge.backends.qstash.protocol import (
     DEFAULT_FLOW_PERIOD_SECONDS,
@@ -59,7 +59,8 @@ class MessageSpec:
     """Everything a publisher asked for, except body and time; also the form of a callback.
 
     `headers` are the forwarded headers plus `Content-Type`, in canonical case; nothing else of the
-    publish request is kept. `timeout_seconds` None means the plan's maximum.
+    publish request is kept. `timeout_seconds` None means the plan's maximum. `topic` and `endpoint` are
+    the names of the URL group and of the endpoint in it, for a message that was published to a group.
     """
 
     url: str
@@ -75,6 +76,17 @@ class MessageSpec:
     redaction: Redaction | None = None
     queue: str | None = None
     caller_ip: str = ""
+    topic: str | None = None
+    endpoint: str | None = None
+    schedule_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """The keys of one user: deliveries are signed with `current`, and `next` follows it (protocol 10)."""
+
+    current: str
+    next: str
 
 
 class Phase(Enum):
@@ -197,7 +209,7 @@ class Recovered:
     messages: list[Message] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     deduplication: list[Deduplication] = field(default_factory=list)
-    queues: list[QueueRecord] = field(default_factory=list)
+    documents: list[Document] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +223,19 @@ class Deduplication:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What is neither a message nor a memory of one, such as the settings of a queue.
+
+    `account`, `kind` and `key` name it; `data` is what JSON has, with names as keys.
+    """
+
+    account: str
+    kind: str
+    key: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRecord:
     """A queue's settings. Times are Unix milliseconds."""
 
@@ -219,3 +244,4 @@ class QueueRecord:
     parallelism: int
     created_ms: int
     updated_ms: int
+    paused: bool = False

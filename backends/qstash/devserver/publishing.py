@@ -1,9 +1,8 @@
-"""Publish, enqueue and batch (protocol section 3), and the retry of dead letters (section 8)."""
+"""`/v2/publish`, `/v2/enqueue` and `/v2/batch` (protocol section 3)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -11,53 +10,62 @@ from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.destination import check_destination, check_name, split_query
-from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.errors import Refusal, bad_request, over_quota
-from queuebridge.backends.qstash.devserver.filters import DLQ_FILTERS, Query
-from queuebridge.backends.qstash.devserver.messages import Accepted, DeadLetter, Message
+from queuebridge.backends.qstash.devserver.messages import Accepted, Message
 from queuebridge.backends.qstash.devserver.options import (
     Directives,
     OptionReader,
     Publication,
     read_directives,
 )
-from queuebridge.backends.qstash.devserver.reading import matching_dead_letters, respond
+from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, respond
 from queuebridge.backends.qstash.devserver.store import StoreError
-from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, MAX_DLQ_PAGE
+from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES
 
 
 class Publisher:
-    """Takes messages in: parses, stages, commits, then lets them go and answers.
+    """Takes messages in: parses, stages, commits, then lets them go and answers."""
 
-    `wake` tells the driver that something may be due.
-    """
-
-    def __init__(self, engine: Engine, wake: Callable[[], None]) -> None:
-        self._engine = engine
-        self._wake = wake
-        self._plan = engine.settings.plan
+    def __init__(self, services: Services) -> None:
+        self._engine = services.engine
+        self._wake = services.wake
+        self._plan = services.engine.settings.plan
         self._reader = OptionReader(self._plan)
 
-    async def publish(
-        self, request: web.BaseRequest, account: Account, target: str, query: str, queue: str | None = None
-    ) -> web.Response:
-        """Answer a publish, or an enqueue when `queue` is given; `target` is the raw destination."""
+    async def publish(self, request: ApiRequest) -> web.Response:
+        """Answer `/v2/publish/{destination}`."""
+        if request.method != "POST":
+            raise request.no_route()
+        return await self._publish(request, request.rest)
+
+    async def enqueue(self, request: ApiRequest) -> web.Response:
+        """Answer `/v2/enqueue/{queue}/{destination}`."""
+        if request.method != "POST":
+            raise request.no_route()
+        queue, _, target = request.rest.partition("/")
+        return await self._publish(request, target, queue)
+
+    async def _publish(self, request: ApiRequest, target: str, queue: str | None = None) -> web.Response:
+        http, account, query = request.http, request.account, request.query
         parameters: dict[str, str] = {}
         if query:
             parameters, rest = split_query(query)
             if rest:
                 target = f"{target}?{rest}"
-        found = read_directives(request.headers.items(), parameters, token=account.user.token)
-        publication = self._publication(account, target, found, queue=queue, caller_ip=request.remote or "")
-        body = await _read_body(request, self._plan.max_message_bytes)
+        found = read_directives(http.headers.items(), parameters, token=account.user.token)
+        publication = self._publication(account, target, found, queue=queue, caller_ip=http.remote or "")
+        body = await _read_body(http, self._plan.max_message_bytes)
         accepted, message = self._accept(account, publication, body)
-        await self._settle([message] if message is not None else [])
+        await self.settle([message] if message is not None else [])
         return respond(_result(accepted), 202 if accepted.deduplicated else 200)
 
-    async def batch(self, request: web.BaseRequest, account: Account) -> web.Response:
-        """Answer a batch: every item on its own, an unacceptable one as an error element."""
-        items = _batch_items(await _read_body(request, MAX_BATCH_BYTES))
-        caller_ip = request.remote or ""
+    async def batch(self, request: ApiRequest) -> web.Response:
+        """Answer `/v2/batch`: every item on its own, an unacceptable one as an error element."""
+        if request.method != "POST" or request.rest:
+            raise request.no_route()
+        account = request.account
+        items = _batch_items(await _read_body(request.http, MAX_BATCH_BYTES))
+        caller_ip = request.http.remote or ""
         results: list[dict[str, Any]] = []
         messages: list[Message] = []
         for item in items:
@@ -76,34 +84,8 @@ class Publisher:
             results.append(_result(accepted))
             if message is not None:
                 messages.append(message)
-        await self._settle(messages)
+        await self.settle(messages)
         return respond(results)
-
-    async def retry_dead_letter(
-        self, request: web.BaseRequest, account: Account, dlq_id: str, query: str
-    ) -> web.Response:
-        """Answer the retry of one dead letter: a new message in place of the entry."""
-        letter = account.dead_letters.get(dlq_id)
-        if letter is None:
-            raise Refusal(404, f"dlq message {dlq_id[:80]} not found")
-        parameters, _ = split_query(query)
-        found = read_directives(request.headers.items(), parameters, token=account.user.token)
-        messages = self._retry(account, [letter], found)
-        await self._settle(messages, undo=False)
-        return respond({"messageId": messages[0].id}, 201)
-
-    async def retry_dead_letters(
-        self, request: web.BaseRequest, account: Account, query: str
-    ) -> web.Response:
-        """Answer a bulk retry: by `dlqIds`, else by filters, a page at a time."""
-        parameters, rest = split_query(query)
-        allowed = DLQ_FILTERS | {"dlqIds", "responseStatus", "fromDate", "toDate", "count", "cursor", "order"}
-        letters, cursor = matching_dead_letters(account, Query(rest, allowed), default_count=MAX_DLQ_PAGE)
-        found = read_directives(request.headers.items(), parameters, token=account.user.token)
-        messages = self._retry(account, letters, found)
-        await self._settle(messages, undo=False)
-        responses = [{"messageId": message.id} for message in messages]
-        return respond({"responses": responses, "cursor": cursor or ""}, 201)
 
     def _publication(
         self,
@@ -138,17 +120,7 @@ class Publisher:
             account, publication.spec, body, not_before=publication.not_before, dedup_key=key
         )
 
-    def _retry(self, account: Account, letters: list[DeadLetter], found: Directives) -> list[Message]:
-        now = self._engine.clock()
-        wanted = [(letter, self._reader.override(letter.message.spec, found, now=now)) for letter in letters]
-        return [
-            self._engine.retry_dead_letter(
-                account, letter, publication.spec, not_before=publication.not_before
-            )
-            for letter, publication in wanted
-        ]
-
-    async def _settle(self, messages: list[Message], *, undo: bool = True) -> None:
+    async def settle(self, messages: list[Message], *, undo: bool = True) -> None:
         """Make what was accepted durable, then let it go; a duplicate waits for the first one's commit.
 
         A failed commit undoes a publish, because the publisher will repeat it. The retry of a dead

@@ -1,4 +1,4 @@
-"""The stored form of messages and dead letters: compact JSON beside the raw bytes of the bodies."""
+"""The stored form of messages, dead letters and queues: compact JSON beside the raw bytes of the bodies."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any, Final
 
 from queuebridge.backends.qstash.devserver.messages import (
     DeadLetter,
+    Document,
     FlowControl,
     Message,
     MessageSpec,
     Outcome,
     Phase,
+    QueueRecord,
     Redaction,
 )
 
@@ -20,7 +22,7 @@ _DEFAULTS: Final = {
     spec_field.name: spec_field.default for spec_field in fields(MessageSpec) if spec_field.name != "url"
 }
 # ASCII output: a header that was not valid UTF-8 must not make the row unwritable.
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_spec(spec: MessageSpec) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def encode_message(message: Message) -> str:
     }
     if message.hold is not None:
         data["hold"] = message.hold
-    return _encode(data)
+    return encode_json(data)
 
 
 def decode_message(seq: int, text: str, body: bytes) -> Message:
@@ -94,7 +96,7 @@ def decode_message(seq: int, text: str, body: bytes) -> Message:
 
 def encode_dead_letter(letter: DeadLetter) -> str:
     """Return the JSON text of a dead letter, without the two bodies."""
-    return _encode(
+    return encode_json(
         {
             "message": encode_message(letter.message),
             "seq": letter.message.seq,
@@ -122,6 +124,27 @@ def decode_dead_letter(dlq_id: str, text: str, body: bytes, response_body: bytes
         error=data["error"],
     )
     return DeadLetter(dlq_id=dlq_id, message=message, outcome=outcome, entered_ms=data["entered"])
+
+
+def encode_queue(record: QueueRecord) -> Document:
+    """Return the document of a queue's settings."""
+    data = {"parallelism": record.parallelism, "created": record.created_ms, "updated": record.updated_ms}
+    if record.paused:
+        data["paused"] = True
+    return Document(account=record.account, kind="queue", key=record.name, data=data)
+
+
+def decode_queue(document: Document) -> QueueRecord:
+    """Return the settings of a queue's document."""
+    data = document.data
+    return QueueRecord(
+        account=document.account,
+        name=document.key,
+        parallelism=data["parallelism"],
+        created_ms=data["created"],
+        updated_ms=data["updated"],
+        paused=data.get("paused", False),
+    )
 
 
 def _pairs(value: list[list[str]]) -> tuple[tuple[str, str], ...]:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
-from queuebridge.backends.qstash.devserver.messages import Recovered
+from queuebridge.backends.qstash.devserver.messages import Document, Recovered
+from queuebridge.backends.qstash.devserver.records import decode_queue
 
 logger = logging.getLogger(__name__)
+
+
+def _restore_queue(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].queues[document.key] = FifoQueue(decode_queue(document))
+
+
+# By the kind of a document.
+_RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
+    "queue": _restore_queue,
+}
 
 
 def recover(engine: Engine, recovered: Recovered) -> None:
@@ -17,9 +30,9 @@ def recover(engine: Engine, recovered: Recovered) -> None:
     What belongs to a user that this server does not know stays in the store, untouched.
     """
     accounts = engine.accounts
-    for record in recovered.queues:
-        if record.account in accounts:
-            accounts[record.account].queues[record.name] = FifoQueue(record)
+    for document in recovered.documents:
+        if document.account in accounts:
+            _RESTORE[document.kind](engine, document)
     for publish in recovered.deduplication:
         if publish.account in accounts:
             accounts[publish.account].deduplication[publish.key] = publish

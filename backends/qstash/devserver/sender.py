@@ -21,7 +21,9 @@ from queuebridge.backends.qstash.protocol import (
     HEADER_MESSAGE_ID,
     HEADER_REGION,
     HEADER_RETRIED,
+    HEADER_SCHEDULE_ID,
     HEADER_SIGNATURE,
+    HEADER_TOPIC_NAME,
     PlanLimits,
 )
 from queuebridge.backends.qstash.signing import sign
@@ -101,6 +103,10 @@ class Sender:
         headers[HEADER_RETRIED] = str(message.retried)
         headers[HEADER_CALLER_IP] = spec.caller_ip
         headers[HEADER_REGION] = self._region
+        if spec.topic is not None:
+            headers[HEADER_TOPIC_NAME] = spec.topic
+        if spec.schedule_id is not None:
+            headers[HEADER_SCHEDULE_ID] = spec.schedule_id
         headers[HEADER_SIGNATURE] = sign(signing_key, url=spec.url, body=message.body, now=self._clock())
         return headers
 

@@ -17,9 +17,11 @@ from typing import Final
 from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.app import App
+from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.dispatcher import Dispatcher
 from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
 from queuebridge.backends.qstash.devserver.recovery import recover
+from queuebridge.backends.qstash.devserver.request import Services
 from queuebridge.backends.qstash.devserver.sender import Sender
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.store import MemoryStore, Store
@@ -98,7 +100,7 @@ class DevServer:
         store: Store = MemoryStore()
         if settings.db_path is not None:
             store = SqliteStore(settings.db_path, durable=settings.durable)
-        engine = Engine(time.time, store, settings.engine)
+        engine = Engine(Clock(), store, settings.engine)
         recovered = await store.load()
         self._stack.push_async_callback(store.close)
         recover(engine, recovered)
@@ -106,7 +108,7 @@ class DevServer:
         self._stack.push_async_callback(sender.close)
         dispatcher = Dispatcher(engine, sender.attempt)
         self._stack.push_async_callback(dispatcher.stop, grace_seconds=settings.grace_seconds)
-        protocol = App(engine, dispatcher.wake).server()
+        protocol = App(Services(engine, dispatcher.wake)).server()
         runner = web.ServerRunner(protocol, shutdown_timeout=settings.grace_seconds)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

@@ -8,6 +8,7 @@ back the interpreter lock once, and row by row the writer would wait for a busy 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +19,15 @@ from typing import Any, Final, TypeVar
 from queuebridge.backends.qstash.devserver.messages import (
     DeadLetter,
     Deduplication,
+    Document,
     Message,
-    QueueRecord,
     Recovered,
 )
 from queuebridge.backends.qstash.devserver.records import (
     decode_dead_letter,
     decode_message,
     encode_dead_letter,
+    encode_json,
     encode_message,
 )
 from queuebridge.backends.qstash.devserver.store import StoreError
@@ -33,7 +35,7 @@ from queuebridge.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _LAZY_SECONDS: Final = 0.02
 _MAX_ROWS: Final = 128  # per statement; with 5 columns within the 999 variables of old SQLite builds
 
@@ -45,11 +47,19 @@ CREATE TABLE dead (key TEXT PRIMARY KEY, account TEXT NOT NULL, data TEXT NOT NU
     body BLOB NOT NULL, response BLOB NOT NULL);
 CREATE TABLE dedup (key TEXT PRIMARY KEY, account TEXT NOT NULL, message_id TEXT NOT NULL,
     expires REAL NOT NULL);
-CREATE TABLE queue (key TEXT PRIMARY KEY, account TEXT NOT NULL, parallelism INTEGER NOT NULL,
-    created INTEGER NOT NULL, updated INTEGER NOT NULL)
+CREATE TABLE document (id TEXT PRIMARY KEY, account TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+    data TEXT NOT NULL)
 """
-_COLUMNS: Final = {"message": 3, "progress": 4, "dead": 5, "dedup": 4, "queue": 5}
-_KEYS: Final = {"message": "seq", "progress": "seq", "dead": "key", "dedup": "key", "queue": "key"}
+_FROM_VERSION_1: Final = """
+CREATE TABLE document (id TEXT PRIMARY KEY, account TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+    data TEXT NOT NULL);
+INSERT INTO document SELECT account || '/queue/' || substr(key, length(account) + 2), account, 'queue',
+    substr(key, length(account) + 2),
+    json_object('parallelism', parallelism, 'created', created, 'updated', updated) FROM queue;
+DROP TABLE queue
+"""
+_COLUMNS: Final = {"message": 3, "progress": 4, "dead": 5, "dedup": 4, "document": 5}
+_KEYS: Final = {"message": "seq", "progress": "seq", "dead": "key", "dedup": "key", "document": "id"}
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -122,11 +132,15 @@ class SqliteStore:
         """See `Store.remove_deduplication`."""
         self._stage("dedup", f"{record.account}/{record.key}", None)
 
-    def put_queue(self, record: QueueRecord) -> None:
-        """See `Store.put_queue`."""
-        key = f"{record.account}/{record.name}"
-        row = (key, record.account, record.parallelism, record.created_ms, record.updated_ms)
-        self._stage("queue", key, row)
+    def put_document(self, document: Document) -> None:
+        """See `Store.put_document`."""
+        account, kind, key = document.account, document.kind, document.key
+        row_id = _document_id(account, kind, key)
+        self._stage("document", row_id, (row_id, account, kind, key, encode_json(document.data)))
+
+    def remove_document(self, account: str, kind: str, key: str) -> None:
+        """See `Store.remove_document`."""
+        self._stage("document", _document_id(account, kind, key), None)
 
     async def commit(self) -> None:
         """See `Store.commit`."""
@@ -214,12 +228,13 @@ class SqliteStore:
         connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
         connection.execute("BEGIN EXCLUSIVE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA.split(";"):
+        script = {0: _SCHEMA, 1: _FROM_VERSION_1}.get(version)
+        if script is not None:
+            for statement in script.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")
-        if version not in {0, SCHEMA_VERSION}:
+        if script is None and version != SCHEMA_VERSION:
             raise ConfigurationError(
                 f"the server's database {self._path} has format {version}, not {SCHEMA_VERSION}"
             )
@@ -285,16 +300,12 @@ def _read_all(connection: sqlite3.Connection) -> Recovered:
             account=account, key=key[len(account) + 1 :], message_id=message_id, expires_at=expires
         )
         found.deduplication.append(record)
-    for key, account, parallelism, created, updated in connection.execute(
-        "SELECT key, account, parallelism, created, updated FROM queue ORDER BY created"
+    for account, kind, key, data in connection.execute(
+        "SELECT account, kind, key, data FROM document ORDER BY id"
     ):
-        found.queues.append(
-            QueueRecord(
-                account=account,
-                name=key[len(account) + 1 :],
-                parallelism=parallelism,
-                created_ms=created,
-                updated_ms=updated,
-            )
-        )
+        found.documents.append(Document(account=account, kind=kind, key=key, data=json.loads(data)))
     return found
+
+
+def _document_id(account: str, kind: str, key: str) -> str:
+    return f"{account}/{kind}/{key}"

@@ -11,8 +11,8 @@ from typing import Protocol
 from queuebridge.backends.qstash.devserver.messages import (
     DeadLetter,
     Deduplication,
+    Document,
     Message,
-    QueueRecord,
     Recovered,
 )
 
@@ -61,8 +61,12 @@ class Store(Protocol):
         """Stage forgetting a publish."""
         ...
 
-    def put_queue(self, record: QueueRecord) -> None:
-        """Stage a queue's settings; replaces those of the same account and name."""
+    def put_document(self, document: Document) -> None:
+        """Stage a document; replaces the one of the same account, kind and key."""
+        ...
+
+    def remove_document(self, account: str, kind: str, key: str) -> None:
+        """Stage the removal of a document, which may be absent."""
         ...
 
     async def commit(self) -> None:
@@ -111,7 +115,10 @@ class MemoryStore:
     def remove_deduplication(self, record: Deduplication) -> None:
         """Do nothing."""
 
-    def put_queue(self, record: QueueRecord) -> None:
+    def put_document(self, document: Document) -> None:
+        """Do nothing."""
+
+    def remove_document(self, account: str, kind: str, key: str) -> None:
         """Do nothing."""
 
     async def commit(self) -> None:

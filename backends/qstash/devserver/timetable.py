@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from queuebridge.backends.qstash.devserver.limits import FlowKey
 from queuebridge.backends.qstash.devserver.messages import Message, Phase
 
 _COMPACT_ABOVE: Final = 1000
 
 
+class Alarm:
+    """What is to be called at a time, once: the end of a rate window, the trigger of a schedule."""
+
+    __slots__ = ("cancelled", "ring")
+
+    def __init__(self, ring: Callable[[float], None]) -> None:
+        self.ring = ring
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Have it not called."""
+        self.cancelled = True
+
+
 class Timetable:
-    """Messages and rate windows by the Unix time they are due; equal times in order of arrival."""
+    """Messages and alarms by the Unix time they are due; equal times in order of arrival."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, str, Message | FlowKey]] = []
+        self._heap: list[tuple[float, int, Message | Alarm]] = []
         self._order = itertools.count()
         self._stale = 0
 
@@ -25,21 +38,24 @@ class Timetable:
         """Return how many entries are kept, those of cancelled messages included."""
         return len(self._heap)
 
-    def add(self, due: float, account_name: str, item: Message | FlowKey) -> None:
+    def add(self, due: float, item: Message | Alarm) -> None:
         """Remember an item until `due`."""
-        heapq.heappush(self._heap, (due, next(self._order), account_name, item))
+        heapq.heappush(self._heap, (due, next(self._order), item))
 
-    def take_due(self, now: float) -> Iterator[tuple[str, Message | FlowKey]]:
-        """Remove and return what is due, with its account's name, passing over cancelled messages."""
+    def take_due(self, now: float) -> Iterator[Message | Alarm]:
+        """Remove and return what is due, passing over what was cancelled."""
         while self._heap and self._heap[0][0] <= now:
-            _, _, account_name, item = heapq.heappop(self._heap)
-            if isinstance(item, FlowKey) or item.phase is Phase.WAITING:
-                yield account_name, item
-            else:
+            _, _, item = heapq.heappop(self._heap)
+            if _waits(item):
+                yield item
+            elif isinstance(item, Message):
                 self._stale -= 1
 
     def next_due(self) -> float | None:
         """Return the earliest time, or None."""
+        while self._heap and not _waits(self._heap[0][2]):
+            if isinstance(heapq.heappop(self._heap)[2], Message):
+                self._stale -= 1
         return self._heap[0][0] if self._heap else None
 
     def note_cancelled(self) -> None:
@@ -49,10 +65,10 @@ class Timetable:
         """
         self._stale += 1
         if self._stale > _COMPACT_ABOVE and self._stale * 2 > len(self._heap):
-            self._heap = [
-                entry
-                for entry in self._heap
-                if isinstance(entry[3], FlowKey) or entry[3].phase is Phase.WAITING
-            ]
+            self._heap = [entry for entry in self._heap if _waits(entry[2])]
             heapq.heapify(self._heap)
             self._stale = 0
+
+
+def _waits(item: Message | Alarm) -> bool:
+    return not item.cancelled if isinstance(item, Alarm) else item.phase is Phase.WAITING

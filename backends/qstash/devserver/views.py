@@ -6,7 +6,7 @@ from base64 import b64encode
 from hashlib import sha256
 from typing import Any
 
-from queuebridge.backends.qstash.devserver.callback import header_map
+from queuebridge.backends.qstash.devserver.callback import header_map, origin_fields
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import (
     DeadLetter,
@@ -53,6 +53,7 @@ def _spec_fields(spec: MessageSpec, callback_header: str, failure_callback_heade
         if callback is not None:
             data[name] = callback.url
             data[header_name] = header_map(callback.headers)
+    data.update(origin_fields(spec))
     if spec.queue is not None:
         data["queueName"] = spec.queue
     if spec.labels:
@@ -142,7 +143,7 @@ def queue_view(queue: FifoQueue) -> dict[str, Any]:
     return {
         "name": record.name,
         "parallelism": record.parallelism,
-        "paused": False,
+        "paused": record.paused,
         "lag": queue.lag,
         "createdAt": record.created_ms,
         "updatedAt": record.updated_ms,

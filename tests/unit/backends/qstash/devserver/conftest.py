@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from queuebridge.backends.qstash.devserver.account import Account
+from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
 from queuebridge.backends.qstash.devserver.messages import LogState, Message, MessageSpec, Outcome
 from queuebridge.backends.qstash.devserver.store import MemoryStore, Store
@@ -29,7 +30,7 @@ class World:
 
     def __init__(self, store: Store | None = None, **settings: Any) -> None:
         self.clock = FakeClock()
-        self.engine = Engine(self.clock, store or MemoryStore(), EngineSettings(**settings))
+        self.engine = Engine(Clock(self.clock), store or MemoryStore(), EngineSettings(**settings))
 
     @property
     def account(self) -> Account:

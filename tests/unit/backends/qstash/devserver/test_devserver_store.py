@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from queuebridge.backends.qstash.devserver.messages import FlowControl, MessageSpec, Recovered, Redaction
+from queuebridge.backends.qstash.devserver.messages import (
+    Document,
+    FlowControl,
+    MessageSpec,
+    QueueRecord,
+    Recovered,
+    Redaction,
+)
+from queuebridge.backends.qstash.devserver.records import decode_queue, encode_queue
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.store import StoreError
@@ -46,11 +54,12 @@ def in_store(path: Path, action: Callable[[SqliteStore, Recovered], Awaitable[T]
     return asyncio.run(main())
 
 
-def contents(path: Path) -> Recovered:
-    async def nothing(_store: SqliteStore, recovered: Recovered) -> Recovered:
-        return recovered
+async def _nothing(_store: SqliteStore, recovered: Recovered) -> Recovered:
+    return recovered
 
-    return in_store(path, nothing)
+
+def contents(path: Path) -> Recovered:
+    return in_store(path, _nothing)
 
 
 def test_committed_message_is_found_again_with_all_it_carried(tmp_path: Path, make_world: MakeWorld) -> None:
@@ -118,7 +127,7 @@ def test_dead_letter_deduplication_and_queue_are_found_again(tmp_path: Path, mak
     )
     assert (letter.message.id, letter.message.body) == (expected.message.id, b"body")
     assert found.deduplication == list(world.account.deduplication.values())
-    assert found.queues == [world.account.queues["q"].record]
+    assert found.documents == [encode_queue(world.account.queues["q"].record)]
 
 
 def test_message_in_flight_at_the_crash_is_due_again_under_its_id(tmp_path: Path, make_world: MakeWorld) -> None:
@@ -265,3 +274,41 @@ def test_database_of_another_version_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="format 99"):
         contents(tmp_path / "db")
+
+
+def test_documents_are_replaced_removed_and_found_again(tmp_path: Path) -> None:
+    def document(key: str, **data: Any) -> Document:
+        return Document(account="defaultUser", kind="thing", key=key, data=data)
+
+    async def write(store: SqliteStore, _recovered: Recovered) -> None:
+        store.put_document(document("a/b", first=1))
+        store.put_document(document("gone"))
+        await store.commit()
+        store.put_document(document("a/b", second="ü"))
+        store.remove_document("defaultUser", "thing", "gone")
+        store.remove_document("defaultUser", "thing", "never")
+        await store.commit()
+
+    in_store(tmp_path / "db", write)
+
+    assert contents(tmp_path / "db").documents == [document("a/b", second="ü")]
+
+
+def test_database_of_the_first_version_keeps_its_queues(tmp_path: Path) -> None:
+    in_store(tmp_path / "db", _nothing)
+    connection = sqlite3.connect(tmp_path / "db")
+    connection.executescript(
+        """
+        DROP TABLE document;
+        CREATE TABLE queue (key TEXT PRIMARY KEY, account TEXT NOT NULL, parallelism INTEGER NOT NULL,
+            created INTEGER NOT NULL, updated INTEGER NOT NULL);
+        INSERT INTO queue VALUES ('defaultUser/my.queue', 'defaultUser', 3, 1000, 2000);
+        PRAGMA user_version = 1;
+        """
+    )
+    connection.close()
+
+    (queue,) = contents(tmp_path / "db").documents
+
+    expected = QueueRecord(account="defaultUser", name="my.queue", parallelism=3, created_ms=1000, updated_ms=2000)
+    assert (queue.kind, decode_queue(queue)) == ("queue", expected)
