@@ -234,9 +234,8 @@ class Engine:
 
     def take_back(self, message: Message) -> None:
         """Go on with a message found in the store; one that was in flight is due again at once."""
-        account = self.accounts[message.account]
-        account.history.add(message.created_ms, LogState.CREATED, message)
         if message.cancel_requested:
+            account = self.accounts[message.account]
             now = self.clock()
             account.history.add(int(now * 1000), LogState.CANCELED, message)
             self._end(account, message, Phase.CANCELED, now)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, Final
 
 from queuebridge.backends.qstash.devserver.messages import (
@@ -63,43 +65,56 @@ def decode_spec(data: dict[str, Any]) -> MessageSpec:
     return MessageSpec(**values)
 
 
-def encode_message(message: Message) -> str:
-    """Return the JSON text of what never changes in a message, without its body."""
-    data: dict[str, Any] = {
-        "id": message.id,
-        "account": message.account,
-        "created": message.created_ms,
-        "not_before": message.not_before_ms,
-        "spec": encode_spec(message.spec),
-    }
-    if message.hold is not None:
-        data["hold"] = message.hold
-    return encode_json(data)
+# What is stored of a message: what never changes, in the order of its columns.
+MessageRow = tuple[int, str, str, int, int, str, str | None, bytes]
 
 
-def decode_message(seq: int, text: str, body: bytes) -> Message:
-    """Return the message of its stored form, as it was when accepted."""
-    data = json.loads(text)
-    hold = data.get("hold")
+def encode_message(message: Message) -> MessageRow:
+    """Return the row of a message."""
+    return (
+        message.seq,
+        message.id,
+        message.account,
+        message.created_ms,
+        message.not_before_ms,
+        _spec_text(message.spec),
+        None if message.hold is None else encode_json(message.hold),
+        message.body,
+    )
+
+
+def decode_message(row: Sequence[Any]) -> Message:
+    """Return the message of a `MessageRow`, as it was when accepted."""
+    seq, message_id, account, created_ms, not_before_ms, spec, hold, body = row
     return Message(
         seq=seq,
-        id=data["id"],
-        account=data["account"],
-        spec=decode_spec(data["spec"]),
-        body=bytes(body),
-        created_ms=data["created"],
-        not_before_ms=data["not_before"],
-        due=data["not_before"] / 1000,
-        hold=None if hold is None else (hold[0], hold[1]),
+        id=message_id,
+        account=account,
+        spec=_spec_of_text(spec),
+        body=body,
+        created_ms=created_ms,
+        not_before_ms=not_before_ms,
+        due=not_before_ms / 1000,
+        hold=None if hold is None else _pair(json.loads(hold)),
     )
+
+
+# Most messages are published like many others before them.
+@lru_cache(maxsize=1024)
+def _spec_text(spec: MessageSpec) -> str:
+    return encode_json(encode_spec(spec))
+
+
+@lru_cache(maxsize=1024)
+def _spec_of_text(text: str) -> MessageSpec:
+    return decode_spec(json.loads(text))
 
 
 def encode_dead_letter(letter: DeadLetter) -> str:
     """Return the JSON text of a dead letter, without the two bodies."""
     return encode_json(
         {
-            "message": encode_message(letter.message),
-            "seq": letter.message.seq,
+            "message": encode_message(letter.message)[:-1],
             "retried": letter.message.retried,
             "finished": letter.message.finished_at,
             "entered": letter.entered_ms,
@@ -113,7 +128,7 @@ def encode_dead_letter(letter: DeadLetter) -> str:
 def decode_dead_letter(dlq_id: str, text: str, body: bytes, response_body: bytes) -> DeadLetter:
     """Return the dead letter of its stored form."""
     data = json.loads(text)
-    message = decode_message(data["seq"], data["message"], body)
+    message = decode_message([*data["message"], body])
     message.retried = data["retried"]
     message.phase = Phase.FAILED
     message.finished_at = data["finished"]
@@ -147,5 +162,10 @@ def decode_queue(document: Document) -> QueueRecord:
     )
 
 
+def _pair(value: list[str]) -> tuple[str, str]:
+    first, second = value
+    return first, second
+
+
 def _pairs(value: list[list[str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, text) for name, text in value)
+    return tuple(_pair(item) for item in value)

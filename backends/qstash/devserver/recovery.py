@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from queuebridge.backends.qstash.devserver.engine import Engine
+from queuebridge.backends.qstash.devserver.history import MAX_ENTRIES
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
-from queuebridge.backends.qstash.devserver.messages import Document, Recovered
+from queuebridge.backends.qstash.devserver.messages import Document, LogState, Message, Recovered
 from queuebridge.backends.qstash.devserver.records import decode_queue
 
 logger = logging.getLogger(__name__)
@@ -43,13 +44,21 @@ def recover(engine: Engine, recovered: Recovered) -> None:
     for message in recovered.messages:
         engine.continue_after(message.seq)
     messages = [message for message in recovered.messages if message.account in accounts]
+    if messages:
+        _take_back(engine, messages)
+        logger.info("recovered undelivered messages: count=%d", len(messages))
+
+
+def _take_back(engine: Engine, messages: list[Message]) -> None:
+    accounts = engine.accounts
     for message in messages:
         account = accounts[message.account]
         account.messages[message.id] = message
         # Before any message is admitted: a callback keeps its source's slot over the restart.
         if message.hold is not None:
             engine.queue_for(account, message.hold[0]).hold(message.hold[1])
+    # The log would drop all but the newest.
+    for message in messages[-MAX_ENTRIES:]:
+        accounts[message.account].history.add(message.created_ms, LogState.CREATED, message)
     for message in messages:
         engine.take_back(message)
-    if messages:
-        logger.info("recovered undelivered messages: count=%d", len(messages))

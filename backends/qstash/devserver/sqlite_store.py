@@ -37,10 +37,11 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 2
 _LAZY_SECONDS: Final = 0.02
-_MAX_ROWS: Final = 128  # per statement; with 5 columns within the 999 variables of old SQLite builds
+_MAX_ROWS: Final = 64  # per statement; with 8 columns within the 999 variables of old SQLite builds
 
 _SCHEMA: Final = """
-CREATE TABLE message (seq INTEGER PRIMARY KEY, data TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE message (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, account TEXT NOT NULL, created INTEGER NOT NULL,
+    not_before INTEGER NOT NULL, spec TEXT NOT NULL, hold TEXT, body BLOB NOT NULL);
 CREATE TABLE progress (seq INTEGER PRIMARY KEY, retried INTEGER NOT NULL, due REAL NOT NULL,
     cancel INTEGER NOT NULL);
 CREATE TABLE dead (key TEXT PRIMARY KEY, account TEXT NOT NULL, data TEXT NOT NULL,
@@ -50,15 +51,7 @@ CREATE TABLE dedup (key TEXT PRIMARY KEY, account TEXT NOT NULL, message_id TEXT
 CREATE TABLE document (id TEXT PRIMARY KEY, account TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
     data TEXT NOT NULL)
 """
-_FROM_VERSION_1: Final = """
-CREATE TABLE document (id TEXT PRIMARY KEY, account TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
-    data TEXT NOT NULL);
-INSERT INTO document SELECT account || '/queue/' || substr(key, length(account) + 2), account, 'queue',
-    substr(key, length(account) + 2),
-    json_object('parallelism', parallelism, 'created', created, 'updated', updated) FROM queue;
-DROP TABLE queue
-"""
-_COLUMNS: Final = {"message": 3, "progress": 4, "dead": 5, "dedup": 4, "document": 5}
+_COLUMNS: Final = {"message": 8, "progress": 4, "dead": 5, "dedup": 4, "document": 5}
 _KEYS: Final = {"message": "seq", "progress": "seq", "dead": "key", "dedup": "key", "document": "id"}
 
 T = TypeVar("T")
@@ -100,7 +93,7 @@ class SqliteStore:
 
     def add_message(self, message: Message) -> None:
         """See `Store.add_message`."""
-        self._stage("message", message.seq, (message.seq, encode_message(message), message.body))
+        self._stage("message", message.seq, encode_message(message))
 
     def update_message(self, message: Message) -> None:
         """See `Store.update_message`."""
@@ -228,13 +221,12 @@ class SqliteStore:
         connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
         connection.execute("BEGIN EXCLUSIVE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        script = {0: _SCHEMA, 1: _FROM_VERSION_1}.get(version)
-        if script is not None:
-            for statement in script.split(";"):
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")
-        if script is None and version != SCHEMA_VERSION:
+        if version not in {0, SCHEMA_VERSION}:
             raise ConfigurationError(
                 f"the server's database {self._path} has format {version}, not {SCHEMA_VERSION}"
             )
@@ -280,11 +272,10 @@ def _chunks(rows: list[Any]) -> Iterator[list[Any]]:
 def _read_all(connection: sqlite3.Connection) -> Recovered:
     found = Recovered()
     rows = connection.execute(
-        "SELECT seq, data, body, retried, due, cancel FROM message LEFT JOIN progress USING (seq) "
-        "ORDER BY seq"
+        "SELECT message.*, retried, due, cancel FROM message LEFT JOIN progress USING (seq) ORDER BY seq"
     )
-    for seq, data, body, retried, due, cancel in rows:
-        message = decode_message(seq, data, body)
+    for *row, retried, due, cancel in rows:
+        message = decode_message(row)
         if retried is not None:
             message.retried, message.due, message.cancel_requested = retried, due, bool(cancel)
         found.messages.append(message)

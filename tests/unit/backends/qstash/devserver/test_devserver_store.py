@@ -8,15 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from queuebridge.backends.qstash.devserver.messages import (
-    Document,
-    FlowControl,
-    MessageSpec,
-    QueueRecord,
-    Recovered,
-    Redaction,
-)
-from queuebridge.backends.qstash.devserver.records import decode_queue, encode_queue
+from queuebridge.backends.qstash.devserver.messages import Document, FlowControl, MessageSpec, Recovered, Redaction
+from queuebridge.backends.qstash.devserver.records import encode_queue
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.store import StoreError
@@ -292,23 +285,3 @@ def test_documents_are_replaced_removed_and_found_again(tmp_path: Path) -> None:
     in_store(tmp_path / "db", write)
 
     assert contents(tmp_path / "db").documents == [document("a/b", second="ü")]
-
-
-def test_database_of_the_first_version_keeps_its_queues(tmp_path: Path) -> None:
-    in_store(tmp_path / "db", _nothing)
-    connection = sqlite3.connect(tmp_path / "db")
-    connection.executescript(
-        """
-        DROP TABLE document;
-        CREATE TABLE queue (key TEXT PRIMARY KEY, account TEXT NOT NULL, parallelism INTEGER NOT NULL,
-            created INTEGER NOT NULL, updated INTEGER NOT NULL);
-        INSERT INTO queue VALUES ('defaultUser/my.queue', 'defaultUser', 3, 1000, 2000);
-        PRAGMA user_version = 1;
-        """
-    )
-    connection.close()
-
-    (queue,) = contents(tmp_path / "db").documents
-
-    expected = QueueRecord(account="defaultUser", name="my.queue", parallelism=3, created_ms=1000, updated_ms=2000)
-    assert (queue.kind, decode_queue(queue)) == ("queue", expected)
