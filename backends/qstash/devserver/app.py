@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.errors import UNAUTHENTICATED, Refusal, not_found, unsupported
@@ -44,7 +45,7 @@ class App:
 
     def server(self) -> web.Server:
         """Return the aiohttp protocol factory to listen with; needs a running loop."""
-        return web.Server(self.handle, request_factory=_request_factory(), access_log=None)
+        return web.Server(self.handle, request_factory=_request_factory(), access_log=None, logger=_http_logger())
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -109,6 +110,24 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "queues": Queues(services).answer,
         "keys": Keys(services).answer,
     }
+
+
+class _WithoutRequests(logging.Filter):
+    """Says of a request that is not HTTP no more than that: aiohttp would quote it, tokens included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            record.msg, record.args = "refused: not an HTTP request (%s)", (type(record.exc_info[1]).__name__,)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def _http_logger() -> logging.Logger:
+    found = logging.getLogger(f"{__name__}.http")
+    if not found.filters:
+        found.addFilter(_WithoutRequests())
+    return found
 
 
 def _request_factory() -> Callable[..., web.BaseRequest]:
