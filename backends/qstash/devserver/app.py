@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.errors import UNAUTHENTICATED, Refusal, not_found, unsupported
+from queuebridge.backends.qstash.devserver.page.page import OVERVIEW_PATH, Page
 from queuebridge.backends.qstash.devserver.publishing import Publisher
 from queuebridge.backends.qstash.devserver.request import Answer, ApiRequest, Services, query_token, respond
 from queuebridge.backends.qstash.devserver.resources.dead_letters import DeadLetters
@@ -37,11 +38,12 @@ _MISSING: Final = {
 
 
 class App:
-    """Authenticates, routes and turns every error into JSON."""
+    """Authenticates, routes and turns every error into JSON; `host` is what the server listens on."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, *, host: str = "127.0.0.1") -> None:
         self._accounts = {account.user.token: account for account in services.engine.accounts.values()}
         self._resources = _resources(services)
+        self._page = Page(services, host)
 
     def server(self) -> web.Server:
         """Return the aiohttp protocol factory to listen with; needs a running loop."""
@@ -62,7 +64,12 @@ class App:
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         path, _, query = request.raw_path.partition("?")
+        page_file = self._page.file(request, path)
+        if page_file is not None:
+            return page_file
         account = self._authenticate(request, query)
+        if path == OVERVIEW_PATH or path.startswith(OVERVIEW_PATH + "/"):
+            return await self._page.overview(ApiRequest(request, account, request.method, path, "", query))
         if not path.startswith(_PREFIX):
             if path.startswith(("/v1/", "/llm/")):
                 raise unsupported(path[:60])

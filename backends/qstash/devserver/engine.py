@@ -168,7 +168,7 @@ class Engine:
         account = self.accounts[message.account]
         account.attempt_ended(message)
         if outcome.delivered:
-            account.history.add(now_ms, LogState.DELIVERED, message)
+            account.history.add(now_ms, LogState.DELIVERED, message, outcome=outcome)
             self._call_back(account, message, message.spec.callback, outcome)
             self._end(account, message, Phase.DELIVERED, now)
             return

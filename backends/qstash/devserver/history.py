@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from queuebridge.backends.qstash.devserver.messages import LogEntry, LogState, Message, Outcome
 
 MAX_ENTRIES: Final = 100_000
 MAX_BYTES: Final = 64 * 1024 * 1024
+# Of the answer to a delivery; that of a failed attempt is kept whole, as the API shows it.
+MAX_ANSWER_BYTES: Final = 64 * 1024
 _ENTRY_BYTES: Final = 200
 
 
@@ -35,6 +38,8 @@ class History:
         next_delivery_ms: int | None = None,
     ) -> None:
         """Append an entry."""
+        if outcome is not None and state is LogState.DELIVERED and len(outcome.body) > MAX_ANSWER_BYTES:
+            outcome = replace(outcome, body=outcome.body[:MAX_ANSWER_BYTES])
         entry = LogEntry(
             seq=self._next,
             time_ms=time_ms,
@@ -61,4 +66,7 @@ class History:
 def _size(entry: LogEntry) -> int:
     # A message's body is counted once, with its first entry; the others share it.
     body = len(entry.message.body) if entry.state is LogState.CREATED else 0
-    return _ENTRY_BYTES + body + (0 if entry.outcome is None else len(entry.outcome.body))
+    if entry.outcome is None:
+        return _ENTRY_BYTES + body
+    headers = sum(len(name) + len(value) for name, value in entry.outcome.headers)
+    return _ENTRY_BYTES + body + headers + len(entry.outcome.body)

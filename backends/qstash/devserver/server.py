@@ -108,7 +108,7 @@ class DevServer:
         self._stack.push_async_callback(sender.close)
         dispatcher = Dispatcher(engine, sender.attempt)
         self._stack.push_async_callback(dispatcher.stop, grace_seconds=settings.grace_seconds)
-        protocol = App(Services(engine, dispatcher.wake)).server()
+        protocol = App(Services(engine, dispatcher.wake), host=settings.host).server()
         runner = web.ServerRunner(protocol, shutdown_timeout=settings.grace_seconds)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
