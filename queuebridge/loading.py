@@ -65,6 +65,7 @@ OPTIONAL_LIBRARIES = {
     "alembic": ("alembic", "sql"),
     "psycopg": ("psycopg", "sql"),
     "aiohttp": ("aiohttp", "devserver"),
+    "cronsim": ("cronsim", "devserver"),
     "click": ("click", "cli"),
     "rich": ("rich", "cli"),
     "gunicorn": ("gunicorn", "cli"),

@@ -11,7 +11,7 @@ from processes import run_python
 from source import modules
 
 OPTIONAL = {
-    *("aiohttp", "alembic", "celery", "click", "fakeredis", "flask", "gunicorn", "httpx", "jwt", "kombu"),
+    *("aiohttp", "alembic", "celery", "click", "cronsim", "fakeredis", "flask", "gunicorn", "httpx", "jwt", "kombu"),
     *("opentelemetry", "qstash", "redis", "rich", "rq", "sqlalchemy"),
 }
 

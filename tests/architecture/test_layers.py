@@ -54,8 +54,8 @@ LAYERS = [
     Layer(
         "devserver",
         ("queuebridge.backends.qstash.devserver",),
-        # aiohttp's own URLs and header maps.
-        (*VALIDATION, "aiohttp", "multidict", "yarl"),
+        # multidict and yarl are aiohttp's own header maps and URLs.
+        (*VALIDATION, "aiohttp", "cronsim", "multidict", "yarl"),
         ("core", "qstash"),
     ),
     Layer("celery", ("queuebridge.backends.celery",), (*VALIDATION, "billiard", "celery", "kombu", "redis"), ("core",)),
