@@ -96,6 +96,7 @@ class PlanLimits:
     max_timeout_seconds: int
     max_retries: int
     max_queues: int
+    max_schedules: int
     max_parallelism: int
     dlq_retention_seconds: int
     log_retention_seconds: int
@@ -117,6 +118,7 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=15 * 60,
                 max_retries=5,
                 max_queues=10,
+                max_schedules=10,
                 max_parallelism=10,
                 dlq_retention_seconds=3 * _DAY,
                 log_retention_seconds=3 * _DAY,
@@ -128,6 +130,7 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=2 * 3600,
                 max_retries=100,
                 max_queues=100,
+                max_schedules=1000,
                 max_parallelism=100,
                 dlq_retention_seconds=7 * _DAY,
                 log_retention_seconds=7 * _DAY,
@@ -139,6 +142,7 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=6 * 3600,
                 max_retries=100,
                 max_queues=1000,
+                max_schedules=10_000,
                 max_parallelism=200,
                 dlq_retention_seconds=30 * _DAY,
                 log_retention_seconds=14 * _DAY,

@@ -17,6 +17,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     Phase,
     SigningKeys,
 )
+from queuebridge.backends.qstash.devserver.schedules import Schedule
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS, DevUser
 
 SetTimer = Callable[[float, FlowKey], None]
@@ -35,6 +36,7 @@ class Account:
         self.messages: dict[str, Message] = {}
         self.queues: dict[str, FifoQueue] = {}
         self.flows: dict[str, FlowKey] = {}
+        self.schedules: dict[str, Schedule] = {}
         self.dead_letters: dict[str, DeadLetter] = {}
         self.deduplication: dict[str, Deduplication] = {}
         self.history = History()

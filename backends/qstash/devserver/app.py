@@ -23,13 +23,13 @@ from queuebridge.backends.qstash.devserver.resources.keys import Keys
 from queuebridge.backends.qstash.devserver.resources.logs import Logs
 from queuebridge.backends.qstash.devserver.resources.messages import Messages
 from queuebridge.backends.qstash.devserver.resources.queues import Queues
+from queuebridge.backends.qstash.devserver.resources.schedules import SchedulesResource
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETER
 
 logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "/v2/"
 _MISSING: Final = {
-    "schedules": "schedules",
     "topics": "URL groups",
     "flowControl": "flow-control management",
     "globalParallelism": "flow-control management",
@@ -115,6 +115,7 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "events": Logs("events").answer,
         "logs": Logs("logs").answer,
         "queues": Queues(services).answer,
+        "schedules": SchedulesResource(services).answer,
         "keys": Keys(services).answer,
     }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.housekeeping import sweep
 from queuebridge.backends.qstash.devserver.messages import Message, Outcome
+from queuebridge.backends.qstash.devserver.store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +18,7 @@ Attempt = Callable[[Message, str], Awaitable[Outcome]]
 
 # A timer never sleeps longer than this, so that it follows a wall clock that is set meanwhile.
 _LONGEST_SLEEP: Final = 30.0
+_COMMIT_AGAIN_SECONDS: Final = 1.0
 _SWEEP_SECONDS: Final = 1.0
 _SWEEP_SOON_SECONDS: Final = 0.02
 
@@ -69,9 +71,10 @@ class Dispatcher:
         if not self._running or self._loop is None:
             return
         for message in self._engine.start_due():
-            task = self._loop.create_task(self._send(message))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+            self._start(self._loop, self._send(message))
+        triggered = self._engine.schedules.take_staged()
+        if triggered:
+            self._start(self._loop, self._release(triggered))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -80,6 +83,23 @@ class Dispatcher:
         if due is not None and not self._engine.clock.stopped:
             delay = min(max(due - self._engine.clock(), 0.0), _LONGEST_SLEEP)
             self._timer = self._loop.call_later(delay, self._tick)
+
+    def _start(self, loop: asyncio.AbstractEventLoop, work: Coroutine[None, None, None]) -> None:
+        task = loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def _release(self, messages: list[Message]) -> None:
+        """Let go what schedules made, once it is durable: sent before, it would be made again after a crash."""
+        while True:
+            try:
+                await self._engine.store.commit()
+                break
+            except StoreError:
+                await asyncio.sleep(_COMMIT_AGAIN_SECONDS)
+        for message in messages:
+            self._engine.release(message)
+        self.wake()
 
     async def _send(self, message: Message) -> None:
         outcome = await self._attempt(message, self._engine.accounts[message.account].keys.current)

@@ -29,6 +29,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     new_message_id,
 )
 from queuebridge.backends.qstash.devserver.records import encode_queue
+from queuebridge.backends.qstash.devserver.schedules import Schedules
 from queuebridge.backends.qstash.devserver.store import Store
 from queuebridge.backends.qstash.devserver.timetable import Alarm, Timetable
 from queuebridge.backends.qstash.protocol import (
@@ -66,6 +67,7 @@ class Engine:
             user.name: Account(user, max_parallelism=parallelism, set_timer=self._flow_timer(user.name))
             for user in self.settings.users
         }
+        self.schedules = Schedules(self)
         self._timetable = Timetable()
         self._next_seq = 1
         self._finished: deque[Message] = deque()
@@ -156,6 +158,11 @@ class Engine:
         alarm = Alarm(ring)
         self._timetable.add(due, alarm)
         return alarm
+
+    def cancel_alarm(self, alarm: Alarm) -> None:
+        """Have an alarm that has not rung yet not called."""
+        alarm.cancel()
+        self._timetable.note_cancelled()
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next timed event, or None when nothing waits for a time."""
@@ -342,6 +349,8 @@ class Engine:
         message.finished_at = now
         self._finished.append(message)
         self.store.remove_message(message)
+        if message.spec.schedule_id is not None:
+            self.schedules.message_ended(message)
         slot = message.hold or ((message.spec.queue, message.id) if message.spec.queue and held else None)
         if slot is not None:
             queue = account.queues[slot[0]]

@@ -54,7 +54,7 @@ class Publisher:
                 target = f"{target}?{rest}"
         found = read_directives(http.headers.items(), parameters, token=account.user.token)
         publication = self._publication(account, target, found, queue=queue, caller_ip=http.remote or "")
-        body = await _read_body(http, self._plan.max_message_bytes)
+        body = await read_body(http, self._plan.max_message_bytes)
         accepted, message = self._accept(account, publication, body)
         await self.settle([message] if message is not None else [])
         return respond(_result(accepted), 202 if accepted.deduplicated else 200)
@@ -64,7 +64,7 @@ class Publisher:
         if request.method != "POST" or request.rest:
             raise request.no_route()
         account = request.account
-        items = _batch_items(await _read_body(request.http, MAX_BATCH_BYTES))
+        items = _batch_items(await read_body(request.http, MAX_BATCH_BYTES))
         caller_ip = request.http.remote or ""
         results: list[dict[str, Any]] = []
         messages: list[Message] = []
@@ -115,7 +115,7 @@ class Publisher:
         if publication.dedup_id is not None:
             key = f"id:{publication.dedup_id}"
         elif publication.hash_content:
-            key = f"hash:{_content_hash(publication, body)}"
+            key = f"hash:{content_hash(publication, body)}"
         return self._engine.accept(
             account, publication.spec, body, not_before=publication.not_before, dedup_key=key
         )
@@ -151,7 +151,12 @@ def _result(accepted: Accepted) -> dict[str, Any]:
     return data
 
 
-async def _read_body(request: web.BaseRequest, limit: int) -> bytes:
+async def read_body(request: web.BaseRequest, limit: int) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        Refusal: 412 for one beyond `limit` bytes.
+    """
     if (request.content_length or 0) > limit:
         raise over_quota("maxMessageSize", limit)
     if request.headers.get("Expect", "").lower() == "100-continue":
@@ -187,7 +192,7 @@ def _batch_items(body: bytes) -> list[dict[str, Any]]:
     return items
 
 
-def _content_hash(publication: Publication, body: bytes) -> str:
+def content_hash(publication: Publication, body: bytes) -> str:
     """Return the content-based id: destination, body, `Content-Type` and forwarded headers (3.7)."""
     spec = publication.spec
     digest = sha256(json.dumps([spec.url, sorted(spec.headers)]).encode())

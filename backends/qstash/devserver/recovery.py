@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from queuebridge.backends.qstash.devserver import schedules
 from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.history import MAX_ENTRIES
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
@@ -19,9 +20,19 @@ def _restore_queue(engine: Engine, document: Document) -> None:
     engine.accounts[document.account].queues[document.key] = FifoQueue(decode_queue(document))
 
 
+def _restore_schedule(engine: Engine, document: Document) -> None:
+    engine.schedules.restore(document)
+
+
+def _restore_schedule_progress(engine: Engine, document: Document) -> None:
+    engine.schedules.restore_progress(document)
+
+
 # By the kind of a document.
 _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     "queue": _restore_queue,
+    schedules.KIND: _restore_schedule,
+    schedules.PROGRESS_KIND: _restore_schedule_progress,
 }
 
 

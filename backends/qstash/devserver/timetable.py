@@ -22,8 +22,9 @@ class Alarm:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Have it not called."""
+        """Have it not called; what it would have called is let go at once."""
         self.cancelled = True
+        self.ring = _nothing
 
 
 class Timetable:
@@ -48,18 +49,18 @@ class Timetable:
             _, _, item = heapq.heappop(self._heap)
             if _waits(item):
                 yield item
-            elif isinstance(item, Message):
+            else:
                 self._stale -= 1
 
     def next_due(self) -> float | None:
         """Return the earliest time, or None."""
         while self._heap and not _waits(self._heap[0][2]):
-            if isinstance(heapq.heappop(self._heap)[2], Message):
-                self._stale -= 1
+            heapq.heappop(self._heap)
+            self._stale -= 1
         return self._heap[0][0] if self._heap else None
 
     def note_cancelled(self) -> None:
-        """Count a waiting message that was just cancelled.
+        """Count a waiting message or alarm that was just cancelled.
 
         The heap is rebuilt when most of it is such: a year's delay must not keep a body that long.
         """
@@ -68,6 +69,10 @@ class Timetable:
             self._heap = [entry for entry in self._heap if _waits(entry[2])]
             heapq.heapify(self._heap)
             self._stale = 0
+
+
+def _nothing(_now: float) -> None:
+    pass
 
 
 def _waits(item: Message | Alarm) -> bool:

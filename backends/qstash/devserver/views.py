@@ -17,6 +17,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     MessageSpec,
     Redaction,
 )
+from queuebridge.backends.qstash.devserver.schedules import Schedule
 
 
 def _redacted(value: bytes) -> str:
@@ -30,6 +31,12 @@ def _shown_headers(headers: HeaderPairs, redaction: Redaction | None) -> dict[st
             if redaction.all_headers or name.lower() in redaction.headers:
                 shown[name] = [_redacted(value.encode("utf-8", "surrogateescape")) for value in values]
     return shown
+
+
+def _shown_body(body: bytes, redaction: Redaction | None) -> dict[str, str]:
+    if redaction is not None and redaction.body and body:
+        return {"body": _redacted(body)}
+    return _text_or_base64("body", body)
 
 
 def _text_or_base64(name: str, content: bytes) -> dict[str, str]:
@@ -81,10 +88,7 @@ def message_view(message: Message) -> dict[str, Any]:
         "createdAt": message.created_ms,
         **_spec_fields(spec, "callbackHeader", "failureCallbackHeader"),
     }
-    if spec.redaction is not None and spec.redaction.body and message.body:
-        data["body"] = _redacted(message.body)
-    else:
-        data.update(_text_or_base64("body", message.body))
+    data.update(_shown_body(message.body, spec.redaction))
     if spec.retry_delay is not None:
         data["retryDelayExpression"] = spec.retry_delay
     if spec.caller_ip:
@@ -134,6 +138,36 @@ def log_view(entry: LogEntry, *, two_ls: bool) -> dict[str, Any]:
             data["responseHeaders"] = data["responseHeader"] = header_map(outcome.headers)
             if outcome.body:
                 data["responseBody"] = b64encode(outcome.body).decode("ascii")
+    return data
+
+
+def schedule_view(schedule: Schedule) -> dict[str, Any]:
+    """Return the schedule object (6.1)."""
+    definition = schedule.definition
+    spec = definition.spec
+    data: dict[str, Any] = {
+        "scheduleId": schedule.id,
+        "cron": definition.cron,
+        "destination": definition.destination,
+        "createdAt": schedule.created_ms,
+        "method": spec.method,
+        "retries": spec.max_retries,
+        "isPaused": schedule.paused,
+        **_spec_fields(spec, "callbackHeader", "failureCallbackHeader"),
+        **_shown_body(definition.body, spec.redaction),
+    }
+    if spec.caller_ip:
+        data["callerIP"] = data["callerIp"] = spec.caller_ip
+    optional: dict[str, Any] = {
+        "delay": definition.delay_seconds or None,
+        "timeout": spec.timeout_seconds,
+        "retryDelayExpression": spec.retry_delay,
+        "lastScheduleTime": schedule.last_ms,
+        "nextScheduleTime": None if schedule.next_due is None else int(schedule.next_due * 1000),
+        "lastScheduleStates": schedule.states or None,
+        "error": schedule.error,
+    }
+    data.update((name, value) for name, value in optional.items() if value is not None)
     return data
 
 
