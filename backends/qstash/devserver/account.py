@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from queuebridge.backends.qstash.devserver.history import History
 from queuebridge.backends.qstash.devserver.limits import FifoQueue, FlowKey
@@ -18,9 +19,14 @@ from queuebridge.backends.qstash.devserver.messages import (
     SigningKeys,
 )
 from queuebridge.backends.qstash.devserver.schedules import Schedule
+from queuebridge.backends.qstash.devserver.timetable import Alarm
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS, DevUser
 
-SetTimer = Callable[[float, FlowKey], None]
+RingAt = Callable[[float, Callable[[float], None]], Alarm]
+
+# An idle key can still be read for a while, as in the hosted service, if there are not too many of them.
+_IDLE_FLOW_SECONDS: Final = 600.0
+_MAX_IDLE_FLOWS: Final = 10_000
 
 
 class Account:
@@ -30,7 +36,9 @@ class Account:
     stands in the line once: keys and messages without one take turns.
     """
 
-    def __init__(self, user: DevUser, *, max_parallelism: int, set_timer: SetTimer) -> None:
+    def __init__(
+        self, user: DevUser, *, max_parallelism: int, ring_at: RingAt, cancel_alarm: Callable[[Alarm], None]
+    ) -> None:
         self.user = user
         self.keys = SigningKeys(user.current_signing_key, user.next_signing_key)
         self.messages: dict[str, Message] = {}
@@ -41,8 +49,9 @@ class Account:
         self.deduplication: dict[str, Deduplication] = {}
         self.history = History()
         self.active = 0
-        self._max_parallelism = max_parallelism
-        self._set_timer = set_timer
+        self.max_parallelism = max_parallelism
+        self._ring_at = ring_at
+        self._cancel_alarm = cancel_alarm
         self._line: deque[Message | FlowKey] = deque()
         self._last_dlq: tuple[int, int] = (0, -1)
 
@@ -84,9 +93,10 @@ class Account:
         flow = self.flows.get(setting.key)
         if flow is None:
             self.flows[setting.key] = FlowKey(setting, now)
-        elif flow.setting != setting:
-            flow.setting = setting
-            self._list(flow)
+            return
+        flow.used_at = now
+        if flow.setting != setting and flow.configure(setting):
+            self.list_flow(flow)
 
     def make_ready(self, message: Message, now: float) -> None:
         """Put a due message in line."""
@@ -99,17 +109,18 @@ class Account:
         if flow is None:
             flow = self.flows[setting.key] = FlowKey(setting, now)
         flow.waiting.append(message)
-        self._list(flow)
+        self.list_flow(flow)
 
-    def wake_flow(self, flow: FlowKey) -> None:
-        """Let a key whose rate window is over try again."""
-        flow.timer_set = False
-        self._list(flow)
+    def list_flow(self, flow: FlowKey) -> None:
+        """Put a key for which something may have changed in line, if a message waits for it."""
+        if not flow.listed and flow.waiting:
+            flow.listed = True
+            self._line.append(flow)
 
     def start_ready(self, now: float, started: list[Message]) -> None:
         """Start what the limits allow, appending to `started`."""
         line = self._line
-        while line and self.active < self._max_parallelism:
+        while line and self.active < self.max_parallelism:
             item = line.popleft()
             if isinstance(item, FlowKey):
                 message = self._start_of_flow(item, now)
@@ -128,14 +139,15 @@ class Account:
             flow = self.flows.get(message.spec.flow.key)
             if flow is not None:
                 flow.active -= 1
-                self._list(flow)
+                self.list_flow(flow)
 
     def forget_idle_flows(self, now: float, limit: int) -> int:
         """Look at `limit` keys, in turn, and drop those whose memory has no effect; return how many."""
         forgotten = 0
         for key in list(itertools.islice(self.flows, limit)):
             flow = self.flows.pop(key)
-            if flow.idle(now):
+            crowded = len(self.flows) >= _MAX_IDLE_FLOWS
+            if flow.idle(now) and (crowded or now >= flow.used_at + _IDLE_FLOW_SECONDS):
                 forgotten += 1
             else:
                 self.flows[key] = flow
@@ -158,20 +170,28 @@ class Account:
         milliseconds, _, sequence = letter.dlq_id.partition("-")
         self._last_dlq = max(self._last_dlq, (int(milliseconds), int(sequence)))
 
-    def _list(self, flow: FlowKey) -> None:
-        if not flow.listed and flow.waiting:
-            flow.listed = True
-            self._line.append(flow)
-
     def _start_of_flow(self, flow: FlowKey, now: float) -> Message | None:
         flow.listed = False
         if not flow.may_start(now):
-            if flow.rate_limited() and not flow.timer_set:
-                flow.timer_set = True
-                self._set_timer(flow.window_end, flow)
+            if flow.rate_limited() and not flow.paused:
+                self._wake_at_window_end(flow)
             return None
         message = flow.next_waiting()
         if message is not None:
-            flow.start()
-        self._list(flow)
+            flow.start(now)
+        self.list_flow(flow)
         return message
+
+    def _wake_at_window_end(self, flow: FlowKey) -> None:
+        due = flow.window_end
+        if flow.timer is not None:
+            if flow.timer_due == due:
+                return
+            self._cancel_alarm(flow.timer)  # the period or the window changed meanwhile
+
+        def wake(_now: float) -> None:
+            flow.timer = None
+            self.list_flow(flow)
+
+        flow.timer = self._ring_at(due, wake)
+        flow.timer_due = due

@@ -19,6 +19,7 @@ from queuebridge.backends.qstash.devserver.page.page import OVERVIEW_PATH, Page
 from queuebridge.backends.qstash.devserver.publishing import Publisher
 from queuebridge.backends.qstash.devserver.request import Answer, ApiRequest, Services, query_token, respond
 from queuebridge.backends.qstash.devserver.resources.dead_letters import DeadLetters
+from queuebridge.backends.qstash.devserver.resources.flow_control import FlowControls, global_parallelism
 from queuebridge.backends.qstash.devserver.resources.keys import Keys
 from queuebridge.backends.qstash.devserver.resources.logs import Logs
 from queuebridge.backends.qstash.devserver.resources.messages import Messages
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 _PREFIX: Final = "/v2/"
 _MISSING: Final = {
     "topics": "URL groups",
-    "flowControl": "flow-control management",
-    "globalParallelism": "flow-control management",
     "workflows": "Upstash Workflow",
 }
 
@@ -116,6 +115,8 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "logs": Logs("logs").answer,
         "queues": Queues(services).answer,
         "schedules": SchedulesResource(services).answer,
+        "flowControl": FlowControls(services).answer,
+        "globalParallelism": global_parallelism,
         "keys": Keys(services).answer,
     }
 

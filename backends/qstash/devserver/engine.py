@@ -16,7 +16,7 @@ from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.backoff import next_wait
 from queuebridge.backends.qstash.devserver.callback import callback_body
 from queuebridge.backends.qstash.devserver.clock import Clock
-from queuebridge.backends.qstash.devserver.limits import FifoQueue, FlowKey
+from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import (
     Accepted,
     DeadLetter,
@@ -64,7 +64,9 @@ class Engine:
         self.store = store
         parallelism = self.settings.max_parallelism or self.settings.plan.max_parallelism
         self.accounts = {
-            user.name: Account(user, max_parallelism=parallelism, set_timer=self._flow_timer(user.name))
+            user.name: Account(
+                user, max_parallelism=parallelism, ring_at=self.ring_at, cancel_alarm=self.cancel_alarm
+            )
             for user in self.settings.users
         }
         self.schedules = Schedules(self)
@@ -217,10 +219,12 @@ class Engine:
             self.store.update_message(message)
             return True
         account.history.add(int(now * 1000), LogState.CANCELED, message)
-        waited = message.phase is Phase.WAITING
+        phase = message.phase
         self._end(account, message, Phase.CANCELED, now)
-        if waited:
+        if phase is Phase.WAITING:
             self._timetable.note_cancelled()
+        elif phase is Phase.READY and message.spec.flow is not None:
+            account.flows[message.spec.flow.key].note_cancelled()
         return True
 
     def remove_dead_letter(self, account: Account, letter: DeadLetter) -> None:
@@ -356,9 +360,3 @@ class Engine:
             queue = account.queues[slot[0]]
             queue.release(slot[1])
             self._admit(queue)
-
-    def _flow_timer(self, account_name: str) -> Callable[[float, FlowKey], None]:
-        def set_timer(due: float, flow: FlowKey) -> None:
-            self.ring_at(due, lambda _now: self.accounts[account_name].wake_flow(flow))
-
-        return set_timer

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
+from typing import Final
 
 from queuebridge.backends.qstash.devserver.messages import FlowControl, Message, Phase, QueueRecord
+from queuebridge.backends.qstash.devserver.timetable import Alarm
+
+_COMPACT_ABOVE: Final = 1000
 
 
 class FifoQueue:
@@ -53,32 +58,71 @@ class FifoQueue:
 
 
 class FlowKey:
-    """One flow-control key: who waits for it, how many calls are active, and the rate window."""
+    """One flow-control key: its limits, who waits for it, how many calls are active, and the rate window.
 
-    __slots__ = ("active", "count", "listed", "setting", "timer_set", "waiting", "window_start")
+    `setting` has the limits in force. Those that are pinned are not replaced by what messages bring.
+    `timer` wakes the key at `timer_due`, when its rate window is over.
+    """
+
+    __slots__ = (
+        "_stale", "active", "count", "listed", "paused", "pinned_parallelism", "pinned_rate", "setting",
+        "timer", "timer_due", "used_at", "waiting", "window_start",
+    )  # fmt: skip
 
     def __init__(self, setting: FlowControl, now: float) -> None:
         self.setting = setting
         self.waiting: deque[Message] = deque()
+        self._stale = 0
         self.active = 0
         self.count = 0
         self.window_start = now
         self.listed = False
-        self.timer_set = False
+        self.paused = False
+        self.pinned_parallelism = False
+        self.pinned_rate = False
+        self.timer: Alarm | None = None
+        self.timer_due = 0.0
+        self.used_at = now
 
     @property
     def window_end(self) -> float:
         """When the current rate window ends, Unix seconds."""
         return self.window_start + self.setting.period_seconds
 
+    @property
+    def waiting_count(self) -> int:
+        """How many messages wait, those cancelled meanwhile not counted."""
+        return len(self.waiting) - self._stale
+
+    @property
+    def kept(self) -> bool:
+        """Whether somebody set something about this key that no message would bring back."""
+        return self.paused or self.pinned_parallelism or self.pinned_rate
+
+    def configure(self, wanted: FlowControl) -> bool:
+        """Take the limits that a message brings, but for those pinned; return whether any changed."""
+        if self.pinned_parallelism:
+            wanted = replace(wanted, parallelism=self.setting.parallelism)
+        if self.pinned_rate:
+            wanted = replace(wanted, rate=self.setting.rate, period_seconds=self.setting.period_seconds)
+        changed = wanted != self.setting
+        self.setting = wanted
+        return changed
+
     def may_start(self, now: float) -> bool:
         """Whether one more call may start now; opens a new rate window when the last is over."""
+        if self.paused:
+            return False
         setting = self.setting
         if now >= self.window_end or now < self.window_start:
-            self.window_start, self.count = now, 0
+            self.restart_window(now)
         if setting.parallelism is not None and self.active >= setting.parallelism:
             return False
         return setting.rate is None or self.count < setting.rate
+
+    def restart_window(self, now: float) -> None:
+        """Begin a rate window in which no call was made yet."""
+        self.window_start, self.count = now, 0
 
     def rate_limited(self) -> bool:
         """Whether the current window's rate is used up."""
@@ -90,13 +134,23 @@ class FlowKey:
             message = self.waiting.popleft()
             if message.phase is Phase.READY:
                 return message
+            self._stale -= 1
         return None
 
-    def start(self) -> None:
+    def note_cancelled(self) -> None:
+        """Count a waiting message that was just cancelled; a key that is paused must not keep many such."""
+        self._stale += 1
+        if self._stale > _COMPACT_ABOVE and self._stale * 2 > len(self.waiting):
+            self.waiting = deque(message for message in self.waiting if message.phase is Phase.READY)
+            self._stale = 0
+
+    def start(self, now: float) -> None:
         """Count one call that starts now."""
         self.active += 1
         self.count += 1
+        self.used_at = now
 
     def idle(self, now: float) -> bool:
         """Whether nothing would be lost by forgetting this key."""
-        return not self.waiting and self.active == 0 and now >= self.window_end and not self.timer_set
+        busy = self.waiting or self.active or self.kept or self.timer is not None
+        return not busy and now >= self.window_end

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from queuebridge.backends.qstash.devserver import schedules
+from queuebridge.backends.qstash.devserver import flow_control, schedules
 from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.history import MAX_ENTRIES
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
@@ -20,6 +20,11 @@ def _restore_queue(engine: Engine, document: Document) -> None:
     engine.accounts[document.account].queues[document.key] = FifoQueue(decode_queue(document))
 
 
+def _restore_flow(engine: Engine, document: Document) -> None:
+    flow = flow_control.decode(document, engine.clock())
+    engine.accounts[document.account].flows[document.key] = flow
+
+
 def _restore_schedule(engine: Engine, document: Document) -> None:
     engine.schedules.restore(document)
 
@@ -31,6 +36,7 @@ def _restore_schedule_progress(engine: Engine, document: Document) -> None:
 # By the kind of a document.
 _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     "queue": _restore_queue,
+    flow_control.KIND: _restore_flow,
     schedules.KIND: _restore_schedule,
     schedules.PROGRESS_KIND: _restore_schedule_progress,
 }

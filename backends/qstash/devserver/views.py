@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from queuebridge.backends.qstash.devserver.callback import header_map, origin_fields
-from queuebridge.backends.qstash.devserver.limits import FifoQueue
+from queuebridge.backends.qstash.devserver.limits import FifoQueue, FlowKey
 from queuebridge.backends.qstash.devserver.messages import (
     DeadLetter,
     HeaderPairs,
@@ -169,6 +169,24 @@ def schedule_view(schedule: Schedule) -> dict[str, Any]:
     }
     data.update((name, value) for name, value in optional.items() if value is not None)
     return data
+
+
+def flow_view(flow: FlowKey, now: float) -> dict[str, Any]:
+    """Return the flow-control object (11), with zeros and falses."""
+    setting = flow.setting
+    return {
+        "flowControlKey": setting.key,
+        "waitListSize": flow.waiting_count,
+        "parallelismMax": setting.parallelism or 0,
+        "parallelismCount": flow.active,
+        "rateMax": setting.rate or 0,
+        "rateCount": flow.count if now < flow.window_end else 0,
+        "ratePeriod": setting.period_seconds,
+        "ratePeriodStart": int(flow.window_start),
+        "isPaused": flow.paused,
+        "isPinnedParallelism": flow.pinned_parallelism,
+        "isPinnedRate": flow.pinned_rate,
+    }
 
 
 def queue_view(queue: FifoQueue) -> dict[str, Any]:

@@ -158,16 +158,44 @@ def test_newer_setting_replaces_the_key_s_limits(world: Any) -> None:
     assert world.start() == [*messages[1:], last]
 
 
-def test_idle_key_is_forgotten_and_a_busy_one_is_not(world: Any) -> None:
+def test_idle_key_is_forgotten_after_a_while_and_a_busy_one_is_not(world: Any) -> None:
     idle = world.publish(flow=FlowControl(key="idle", parallelism=1))
     world.publish(flow=FlowControl(key="busy", parallelism=1))
     world.start()
     world.finish(idle)
 
-    world.clock.now += 10
+    world.clock.now += 599
     sweep(world.engine)
+    assert set(world.account.flows) == {"busy", "idle"}
 
+    world.clock.now += 1
+    sweep(world.engine)
     assert set(world.account.flows) == {"busy"}
+
+
+def test_too_many_idle_keys_are_forgotten_at_once(world: Any) -> None:
+    for number in range(10_020):
+        message = world.publish(flow=FlowControl(key=str(number), parallelism=1))
+        world.start()
+        world.finish(message)
+    world.clock.now += 1
+
+    while sweep(world.engine):
+        pass
+
+    assert len(world.account.flows) <= 10_000
+    assert "10019" in world.account.flows
+
+
+def test_shorter_period_wakes_the_key_earlier(world: Any) -> None:
+    long, short = (FlowControl(key="k", rate=1, period_seconds=seconds) for seconds in (3600, 2))
+    first, second = world.publish(flow=long), world.publish(flow=long)
+    assert world.start() == [first]
+    third = world.publish(flow=short)
+
+    assert world.start() == []
+    assert world.advance(2) == [second]
+    assert world.advance(2) == [third]
 
 
 def test_rate_is_kept_when_the_account_is_saturated(make_world: MakeWorld) -> None:
