@@ -449,7 +449,6 @@ def test_token_and_options_in_the_query_are_ours_and_the_rest_is_the_destination
         ("POST", "/v2/enqueue/bad name/http://host/x", 400),
         ("GET", "/v2/topics", 404),
         ("POST", "/v2/queues", 404),
-        ("POST", "/v2/keys/rotate", 404),
         ("GET", "/v1/messages", 404),
         ("GET", "/v2/unheard-of", 404),
         ("GET", "/v2/messages/msg_unknown", 404),

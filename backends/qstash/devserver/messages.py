@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -19,14 +20,21 @@ from queuebridge.backends.qstash.protocol import (
 HeaderPairs = tuple[tuple[str, str], ...]
 
 _BASE58: Final = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BASE58_TEXT: Final = _BASE58.decode("ascii")
 # Maps a random byte to a letter in one C call; the slight bias does not matter for an opaque id.
 _TO_BASE58: Final = bytes(_BASE58[value % 58] for value in range(256))
 _MESSAGE_ID_LENGTH: Final = 53
+_SIGNING_KEY_LENGTH: Final = 28
 
 
 def new_message_id() -> str:
     """Return a fresh `msg_...` id of the hosted service's length (57 characters)."""
     return "msg_" + os.urandom(_MESSAGE_ID_LENGTH).translate(_TO_BASE58).decode("ascii")
+
+
+def new_signing_key() -> str:
+    """Return a fresh `sig_...` key of the published form (32 characters); its letters are equally probable."""
+    return "sig_" + "".join(secrets.choice(_BASE58_TEXT) for _ in range(_SIGNING_KEY_LENGTH))
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     Phase,
     QueueRecord,
     Redaction,
+    SigningKeys,
 )
 
 _DEFAULTS: Final = {
@@ -160,6 +161,16 @@ def decode_queue(document: Document) -> QueueRecord:
         updated_ms=data["updated"],
         paused=data.get("paused", False),
     )
+
+
+def encode_keys(account: str, keys: SigningKeys) -> Document:
+    """Return the document of an account's signing keys."""
+    return Document(account=account, kind="keys", key="", data={"current": keys.current, "next": keys.next})
+
+
+def decode_keys(document: Document) -> SigningKeys:
+    """Return the signing keys of their document."""
+    return SigningKeys(document.data["current"], document.data["next"])
 
 
 def _pair(value: list[str]) -> tuple[str, str]:

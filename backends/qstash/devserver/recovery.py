@@ -11,13 +11,17 @@ from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.history import MAX_ENTRIES
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import Document, LogState, Message, Recovered
-from queuebridge.backends.qstash.devserver.records import decode_queue
+from queuebridge.backends.qstash.devserver.records import decode_keys, decode_queue
 
 logger = logging.getLogger(__name__)
 
 
 def _restore_queue(engine: Engine, document: Document) -> None:
     engine.accounts[document.account].queues[document.key] = FifoQueue(decode_queue(document))
+
+
+def _restore_keys(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].keys = decode_keys(document)
 
 
 def _restore_flow(engine: Engine, document: Document) -> None:
@@ -36,6 +40,7 @@ def _restore_schedule_progress(engine: Engine, document: Document) -> None:
 # By the kind of a document.
 _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     "queue": _restore_queue,
+    "keys": _restore_keys,
     flow_control.KIND: _restore_flow,
     schedules.KIND: _restore_schedule,
     schedules.PROGRESS_KIND: _restore_schedule_progress,
