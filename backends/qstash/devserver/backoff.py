@@ -44,7 +44,7 @@ def next_wait(
         retried: how often the message has been retried so far; 0 after the first attempt.
         expression: the message's `Upstash-Retry-Delay`, already validated, or None.
         response_headers: of the failed attempt; empty when there was no response.
-        now: Unix seconds, for dates.
+        now: the machine's time in Unix seconds, for dates.
     """
     wait = requested_wait(response_headers, now)
     if wait is None and expression is not None:

@@ -18,6 +18,10 @@ class Clock:
         """Return the time."""
         return self._source() + self._offset if self._stopped_at is None else self._stopped_at
 
+    def of_machine(self) -> float:
+        """Return the machine's time, by which others name theirs."""
+        return self._source()
+
     @property
     def stopped(self) -> bool:
         """Whether the time stands still until it is moved."""

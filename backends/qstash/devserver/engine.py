@@ -305,7 +305,7 @@ class Engine:
             retried=message.retried,
             expression=message.spec.retry_delay,
             response_headers=outcome.headers,
-            now=now,
+            now=self.clock.of_machine(),
         )
         message.retried += 1
         due = now + wait / self.settings.time_scale

@@ -39,15 +39,48 @@ def _divide(left: float, right: float) -> float:
     return left / right
 
 
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def _pow(base: float, exponent: float) -> float:
+    try:
+        return math.pow(base, exponent)
+    except OverflowError:
+        return -math.inf if base < 0 and math.fmod(exponent, 2) else math.inf
+    except ValueError:
+        return math.inf if base == 0 else math.nan  # a negative power of 0, a root of a negative number
+
+
+def _sqrt(value: float) -> float:
+    return math.nan if value < 0 else math.sqrt(value)
+
+
+def _whole(function: Callable[[float], int]) -> Callable[[float], float]:
+    return lambda value: float(function(value)) if math.isfinite(value) else value
+
+
+def _known(choose: Callable[[float, float], float]) -> Callable[[float, float], float]:
+    """Return a choice of two that is undefined when one of them is."""
+    return lambda left, right: math.nan if math.isnan(left) or math.isnan(right) else choose(left, right)
+
+
 _UNARY: Final[dict[str, Callable[[float], float]]] = {
-    "exp": math.exp,
-    "sqrt": math.sqrt,
+    "exp": _exp,
+    "sqrt": _sqrt,
     "abs": abs,
-    "floor": lambda value: float(math.floor(value)),
-    "ceil": lambda value: float(math.ceil(value)),
+    "floor": _whole(math.floor),
+    "ceil": _whole(math.ceil),
     "round": _round_half_away,
 }
-_BINARY: Final[dict[str, Callable[[float, float], float]]] = {"pow": math.pow, "min": min, "max": max}
+_BINARY: Final[dict[str, Callable[[float, float], float]]] = {
+    "pow": _pow,
+    "min": _known(min),
+    "max": _known(max),
+}
 _SUMS: Final[dict[str, Callable[[float, float], float]]] = {"+": operator.add, "-": operator.sub}
 _PRODUCTS: Final[dict[str, Callable[[float, float], float]]] = {"*": operator.mul, "/": _divide}
 
@@ -156,7 +189,7 @@ def _tokenize(text: str) -> list[str]:
 def compile_expression(text: str) -> Evaluate:
     """Return a function from `retried` (0 before the first retry) to milliseconds, unclamped.
 
-    The function may raise an arithmetic error; use `retry_delay_seconds` for the protocol's rule.
+    The result may be infinite or no number; use `retry_delay_seconds` for the protocol's rule.
 
     Raises:
         RetryDelayError: the text is not an expression of the documented language.
@@ -173,11 +206,7 @@ def retry_delay_seconds(text: str, retried: int) -> float | None:
     Raises:
         RetryDelayError: the text is not an expression of the documented language.
     """
-    evaluate = compile_expression(text)
-    try:
-        milliseconds = evaluate(float(retried))
-    except (ArithmeticError, ValueError):
-        return None
+    milliseconds = compile_expression(text)(float(retried))
     if not math.isfinite(milliseconds):
         return None
     return min(max(milliseconds, 0.0), _MAX_MS) / 1000.0

@@ -31,6 +31,18 @@ from queuebridge.backends.qstash.devserver.retry_delay import (
         ("--1000", [1]),
         (" .5 * 2000 ", [1]),
         ("-1000", [0]),
+        ("1000\t*\n2", [2]),
+        ("2 + 3 * 1000", [3.002]),
+        ("(2 + 3) * 1000", [5]),
+        ("-retried + 2000", [2, 1.999]),
+        ("2. * 1000", [2]),
+        ("max(min(pow(2, retried), 4), 2) * 1000", [2, 2, 4, 4]),
+        ("min(1000, pow(10, 400))", [1]),
+        ("min(1000, exp(1000))", [1]),
+        ("max(1000, pow(0 - 10, 401))", [1]),
+        ("min(1000, pow(0, 0 - 1))", [1]),
+        ("min(1000, floor(1/0))", [1]),
+        ("max(1000, ceil(0 - 1/0))", [1]),
         ("1000 * 1000 * 1000", [86_400]),
     ],
 )
@@ -71,7 +83,11 @@ def test_text_outside_the_language_is_refused(expression: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["0/0", "1/0", "sqrt(0 - 1)", "exp(100000)", "pow(10, 400)", "floor(1/0)", "pow(0, 0-1)"]
+    "expression",
+    [
+        *("0/0", "1/0", "sqrt(0 - 1)", "exp(100000)", "pow(10, 400)", "floor(1/0)", "pow(0, 0-1)", "9" * 400),
+        *("min(1000, 0/0)", "min(0/0, 1000)", "max(sqrt(0-1), 1)", "max(1, pow(0-8, 0.5))", "0 * (1/0)"),
+    ],
 )
 def test_result_that_is_no_finite_number_leaves_the_default_backoff(expression: str) -> None:
     assert retry_delay_seconds(expression, 0) is None
