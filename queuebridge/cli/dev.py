@@ -13,7 +13,7 @@ from queuebridge.assembly import select_backend
 from queuebridge.cli.app import ExitCode
 from queuebridge.errors import ConfigurationError
 from queuebridge.loading import BACKEND_MODULES, import_optional
-from queuebridge.processes import Processes, command_line, interrupt_on_signals, port_is_free
+from queuebridge.processes import Processes, command_line, fetch_json, interrupt_on_signals, port_is_free
 from queuebridge.routing import RoutingSettings
 from queuebridge.settings import Settings
 
@@ -61,8 +61,6 @@ def command(backend: str | None, port: int, server_port: int, db: Path | None) -
         **({"QUEUEBRIDGE_BACKEND": chosen} if legacy is None else {}),
         "QSTASH_URL": f"http://127.0.0.1:{server_port}",
         "QSTASH_TOKEN": user.token,
-        "QSTASH_CURRENT_SIGNING_KEY": user.current_signing_key,
-        "QSTASH_NEXT_SIGNING_KEY": user.next_signing_key,
         "QUEUEBRIDGE_PUBLIC_URL": f"http://127.0.0.1:{port}",
     }
     env = {**os.environ, **variables}
@@ -75,6 +73,10 @@ def command(backend: str | None, port: int, server_port: int, db: Path | None) -
             storage = ["--db", str(db.absolute())] if db else ["--memory"]
             server = processes.start("server", command_line("devserver", "--port", str(server_port), *storage), env=env)
             server.wait_for_url(f"{variables['QSTASH_URL']}/v2/keys", _READY_SECONDS)
+            # With --db they may have been rotated in an earlier run.
+            keys = fetch_json(f"{variables['QSTASH_URL']}/v2/keys", token=user.token)
+            variables |= {f"QSTASH_{name.upper()}_SIGNING_KEY": keys[name] for name in ("current", "next")}
+            env |= variables
             receiver = processes.start("receiver", command_line("receiver", "--port", str(port)), env=env)
             receiver.wait_for_url(f"{variables['QUEUEBRIDGE_PUBLIC_URL']}{settings.prefix}/health", _READY_SECONDS)
             if chosen != "qstash":

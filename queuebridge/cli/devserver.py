@@ -35,13 +35,16 @@ def command(host: str, port: int, db: Path | None, memory: bool, time_scale: flo
         if print_env:
             click.echo(f"export QSTASH_URL='{url}'")
             click.echo(f"export QSTASH_TOKEN='{user.token}'")
-            click.echo(f"export QSTASH_CURRENT_SIGNING_KEY='{user.current_signing_key}'")
-            click.echo(f"export QSTASH_NEXT_SIGNING_KEY='{user.next_signing_key}'")
+
+    def announce_keys(current_key: str, next_key: str) -> None:
+        if print_env:
+            click.echo(f"export QSTASH_CURRENT_SIGNING_KEY='{current_key}'")
+            click.echo(f"export QSTASH_NEXT_SIGNING_KEY='{next_key}'")
 
     settings = server.ServerSettings(
         host=host, port=port, db_path=db, engine=engine.EngineSettings(time_scale=time_scale)
     )
     try:
-        server.run(settings, on_ready=announce)
+        server.run(settings, on_ready=announce, on_keys=announce_keys)
     except OSError as error:
         raise ConfigurationError(f"The server cannot listen on {host}:{port}: {error.strerror}.") from error

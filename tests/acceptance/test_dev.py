@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from processes import ChildProcess, Spawner
 
@@ -178,3 +179,28 @@ def test_dev_publishes_what_could_not_be_published_where_there_is_no_worker(
     dev.wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="the effect")
     assert file.read_text() == "hello over qstash\n"
     dev.wait_for_line(r"reconcile \| .*published job=")
+
+
+def test_keys_rotated_in_an_earlier_run_are_those_of_the_receiver_and_of_the_printed_environment(
+    spawn: Spawner, project: Path, free_port: Callable[[], int]
+) -> None:
+    database = ("--db", str(project / "messages.db"))
+    dev = start_dev(spawn, project, (free_port(), free_port()), *database)
+    environment = printed_environment(dev)
+    for _ in range(2):  # after one the old pair would still verify
+        answer = httpx.post(
+            f"{environment['QSTASH_URL']}/v2/keys/rotate",
+            headers={"Authorization": f"Bearer {environment['QSTASH_TOKEN']}"},
+            trust_env=False,
+        )
+    dev.press_ctrl_c()
+    dev.wait(30)
+
+    dev = start_dev(spawn, project, (free_port(), free_port()), *database)
+    environment = printed_environment(dev)
+
+    keys = {name: environment[f"QSTASH_{name.upper()}_SIGNING_KEY"] for name in ("current", "next")}
+    assert keys == answer.json()
+    file = project / "notes.txt"
+    enqueue(spawn, project, environment, file)
+    dev.wait_until(file.exists, what="the effect")

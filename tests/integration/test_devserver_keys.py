@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from counting_destination import CountingDestination, Request, counting_destination
+from processes import Spawner
 from qstash import QStash, Receiver
 from qstash.errors import SignatureError
 
@@ -86,6 +88,17 @@ def test_rotated_keys_survive_a_restart(
         (arrival,) = destination.wait_for(1)
 
     verify(Receiver(current_signing_key=pair.current, next_signing_key="sig_x"), arrival)
+
+
+def test_printed_environment_has_the_rotated_keys(sdk: Callable[..., QStash], tmp_path: Path, spawn: Spawner) -> None:
+    with running_server(ServerSettings(port=0, db_path=tmp_path / "db")) as url:
+        pair = sdk(url).signing_key.rotate()
+    arguments = ["devserver", "--port", "0", "--db", str(tmp_path / "db"), "--print-env"]
+
+    process = spawn([sys.executable, "-m", "queuebridge", *arguments], name="devserver")
+
+    process.wait_for_line(f"^export QSTASH_CURRENT_SIGNING_KEY='{pair.current}'$")
+    process.wait_for_line(f"^export QSTASH_NEXT_SIGNING_KEY='{pair.next}'$")
 
 
 def test_rotation_that_cannot_be_stored_changes_nothing(

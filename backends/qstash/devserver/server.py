@@ -16,10 +16,12 @@ from typing import Final
 
 from aiohttp import web
 
+from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.app import App
 from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.dispatcher import Dispatcher
 from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
+from queuebridge.backends.qstash.devserver.messages import SigningKeys
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.request import Services
 from queuebridge.backends.qstash.devserver.sender import Sender
@@ -69,12 +71,18 @@ class DevServer:
         self.settings = settings or ServerSettings()
         self._stack = contextlib.AsyncExitStack()
         self._port = 0
+        self._first_account: Account
 
     @property
     def base_url(self) -> str:
         """The URL clients use, with the port really taken; valid after `start`."""
         host = self.settings.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+
+    @property
+    def signing_keys(self) -> SigningKeys:
+        """The first user's keys, which may have been rotated in an earlier run; valid after `start`."""
+        return self._first_account.keys
 
     async def start(self) -> None:
         """Open the store, take over what it holds, and listen.
@@ -104,6 +112,7 @@ class DevServer:
         recovered = await store.load()
         self._stack.push_async_callback(store.close)
         recover(engine, recovered)
+        self._first_account = engine.accounts[settings.engine.users[0].name]
         sender = Sender(plan=settings.engine.plan, clock=time.time, region=settings.region)
         self._stack.push_async_callback(sender.close)
         dispatcher = Dispatcher(engine, sender.attempt)
@@ -122,6 +131,7 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     on_ready: Callable[[str], None] | None = None,
+    on_keys: Callable[[str, str], None] | None = None,
 ) -> None:
     """Run a server until `stop` is set, or until SIGINT or SIGTERM when no event is given.
 
@@ -129,6 +139,7 @@ async def serve(
         settings: how to run it.
         stop: set it, on this loop, to end the server; without it signal handlers are installed.
         on_ready: called once with the base URL when requests are answered.
+        on_keys: called once, after `on_ready`, with the first user's current and next signing key.
 
     Raises:
         ConfigurationError: the database cannot be used.
@@ -144,6 +155,8 @@ async def serve(
         await server.start()
         if on_ready is not None:
             on_ready(server.base_url)
+        if on_keys is not None:
+            on_keys(server.signing_keys.current, server.signing_keys.next)
         await stopping.wait()
         logger.info("stopping")
     finally:
@@ -152,9 +165,14 @@ async def serve(
             loop.remove_signal_handler(number)
 
 
-def run(settings: ServerSettings, *, on_ready: Callable[[str], None] | None = None) -> None:
+def run(
+    settings: ServerSettings,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    on_keys: Callable[[str, str], None] | None = None,
+) -> None:
     """Run a server in the foreground until SIGINT or SIGTERM; see `serve`."""
-    asyncio.run(serve(settings, on_ready=on_ready))
+    asyncio.run(serve(settings, on_ready=on_ready, on_keys=on_keys))
 
 
 @contextlib.contextmanager
