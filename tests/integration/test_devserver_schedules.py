@@ -376,3 +376,60 @@ def test_schedule_survives_a_kill_and_makes_up_for_missed_times_once(
 
     assert len(destination.wait_for(4)) == 4
     assert destination.requests[3].headers["upstash-message-id"] not in ids
+
+
+@pytest.mark.parametrize("arrivals", [0, 1, 60])
+def test_each_of_many_schedules_makes_one_message_over_a_kill(
+    spawn: Spawner, tmp_path: Path, destination: CountingDestination, sdk: Callable[..., QStash], arrivals: int
+) -> None:
+    minute = (time.time() // 60 + 10) * 60
+    process, base_url = start_server(spawn, tmp_path / "db", minute - 30)
+    names = {f"s-{number}" for number in range(120)}
+    with httpx.Client(base_url=base_url, headers=AUTHORIZED, trust_env=False) as client:
+        for name in names:
+            headers = {"Upstash-Cron": "* * * * *", "Upstash-Schedule-Id": name}
+            client.post(f"/v2/schedules/{destination.url('/x')}", headers=headers).raise_for_status()
+    process.send(signal.SIGKILL)
+    process.wait()
+    process, base_url = start_server(spawn, tmp_path / "db", minute - 0.2)
+    if arrivals:
+        destination.wait_for(arrivals)
+    else:
+        time.sleep(0.2)  # about when the triggers happen: what follows is right at any moment
+
+    process.send(signal.SIGKILL)
+    process.wait()
+    _, base_url = start_server(spawn, tmp_path / "db", minute + 5)
+    client_of_all = sdk(base_url)
+
+    def finished() -> bool:
+        found = client_of_all.schedule.list()
+        states = [set((schedule.last_schedule_states or {}).values()) for schedule in found]
+        return len(found) == len(names) and all(state == {ScheduleState.SUCCESS} for state in states)
+
+    wait_until(finished, DEADLINE, what="all messages")
+    ids: dict[str, set[str]] = {name: set() for name in names}
+    for request in destination.requests:
+        ids[request.headers["upstash-schedule-id"]].add(request.headers["upstash-message-id"])
+    assert {name: len(found) for name, found in ids.items()} == dict.fromkeys(names, 1)
+
+
+def test_options_may_be_query_parameters(http: httpx.Client) -> None:
+    query = "?upstash-cron=@daily&upstash-schedule-id=by-query&a=1&upstash-retries=0"
+    http.post(f"/v2/schedules/https://example.com/x{query}").raise_for_status()
+
+    found = http.get("/v2/schedules/by-query").json()
+
+    assert (found["destination"], found["cron"], found["retries"]) == ("https://example.com/x?a=1", "@daily", 0)
+
+
+@pytest.mark.parametrize(
+    "header", ["Upstash-Cron", "Upstash-Schedule-Id", "Upstash-Queue-Name", "Upstash-Deduplication-Id"]
+)
+@pytest.mark.parametrize("value", [b"\xff", b"a\xc3\xbc", b"@every 1h\xff"])
+def test_bytes_that_are_no_text_are_refused(http: httpx.Client, header: str, value: bytes) -> None:
+    headers = [(b"Upstash-Cron", b"@daily")] if header != "Upstash-Cron" else []
+    answer = http.post("/v2/schedules/https://example.com", headers=[*headers, (header.encode(), value)])
+
+    valid = header == "Upstash-Deduplication-Id" and value == b"a\xc3\xbc"
+    assert answer.status_code == (200 if valid else 400)
