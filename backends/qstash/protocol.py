@@ -87,7 +87,8 @@ SIGNATURE_LIFETIME_SECONDS: Final = 300
 class PlanLimits:
     """Quotas of one QStash plan; None means unlimited.
 
-    Sizes are in bytes (the documentation's MB is read as MiB), times in seconds.
+    Sizes are in bytes (the documentation's MB is read as MiB), times in seconds. `max_parallelism` is
+    that of the account, `max_queue_parallelism` that of one queue.
     """
 
     name: str
@@ -96,7 +97,12 @@ class PlanLimits:
     max_timeout_seconds: int
     max_retries: int
     max_queues: int
+    max_queue_parallelism: int
     max_parallelism: int
+    max_url_groups: int
+    max_endpoints_per_group: int
+    max_schedules: int | None
+    max_messages_per_day: int | None
     dlq_retention_seconds: int
     log_retention_seconds: int
 
@@ -105,7 +111,8 @@ _MIB: Final = 1024 * 1024
 _DAY: Final = 86_400
 
 # max_retries is no longer published for any plan. 5 on the free plan follows user reports of
-# "quota maxRetries exceeded"; the figures of the paid plans are a choice.
+# "quota maxRetries exceeded"; the figures of the paid plans are a choice. Schedules beyond the figure
+# of a paid plan cost extra and are not refused.
 PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
     {
         plan.name: plan
@@ -117,7 +124,12 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=15 * 60,
                 max_retries=5,
                 max_queues=10,
+                max_queue_parallelism=2,
                 max_parallelism=10,
+                max_url_groups=1,
+                max_endpoints_per_group=100,
+                max_schedules=10,
+                max_messages_per_day=1_000,
                 dlq_retention_seconds=3 * _DAY,
                 log_retention_seconds=3 * _DAY,
             ),
@@ -128,24 +140,51 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=2 * 3600,
                 max_retries=100,
                 max_queues=100,
+                max_queue_parallelism=10,
                 max_parallelism=100,
+                max_url_groups=100,
+                max_endpoints_per_group=100,
+                max_schedules=None,
+                max_messages_per_day=None,
                 dlq_retention_seconds=7 * _DAY,
                 log_retention_seconds=7 * _DAY,
             ),
             PlanLimits(
-                name="fixed",
+                name="fixed-1m",
                 max_message_bytes=50 * _MIB,
                 max_delay_seconds=None,
                 max_timeout_seconds=6 * 3600,
                 max_retries=100,
-                max_queues=1000,
+                max_queues=1_000,
+                max_queue_parallelism=10,
                 max_parallelism=200,
+                max_url_groups=1_000,
+                max_endpoints_per_group=1_000,
+                max_schedules=None,
+                max_messages_per_day=1_000_000,
                 dlq_retention_seconds=30 * _DAY,
+                log_retention_seconds=14 * _DAY,
+            ),
+            PlanLimits(
+                name="fixed-10m",
+                max_message_bytes=50 * _MIB,
+                max_delay_seconds=None,
+                max_timeout_seconds=12 * 3600,
+                max_retries=100,
+                max_queues=1_000,
+                max_queue_parallelism=10,
+                max_parallelism=1_000,
+                max_url_groups=2_000,
+                max_endpoints_per_group=2_000,
+                max_schedules=None,
+                max_messages_per_day=10_000_000,
+                dlq_retention_seconds=90 * _DAY,
                 log_retention_seconds=14 * _DAY,
             ),
         )
     }
 )
+DEFAULT_PLAN: Final = "payg"
 
 
 @dataclass(frozen=True, kw_only=True)

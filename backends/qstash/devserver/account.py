@@ -16,6 +16,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     Message,
     Phase,
     SigningKeys,
+    UrlGroup,
 )
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS, DevUser
 
@@ -34,6 +35,7 @@ class Account:
         self.keys = SigningKeys(user.current_signing_key, user.next_signing_key)
         self.messages: dict[str, Message] = {}
         self.queues: dict[str, FifoQueue] = {}
+        self.groups: dict[str, UrlGroup] = {}
         self.flows: dict[str, FlowKey] = {}
         self.dead_letters: dict[str, DeadLetter] = {}
         self.deduplication: dict[str, Deduplication] = {}

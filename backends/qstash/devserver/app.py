@@ -21,6 +21,7 @@ from queuebridge.backends.qstash.devserver.resources.keys import Keys
 from queuebridge.backends.qstash.devserver.resources.logs import Logs
 from queuebridge.backends.qstash.devserver.resources.messages import Messages
 from queuebridge.backends.qstash.devserver.resources.queues import Queues
+from queuebridge.backends.qstash.devserver.resources.url_groups import UrlGroups
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETER
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 _PREFIX: Final = "/v2/"
 _MISSING: Final = {
     "schedules": "schedules",
-    "topics": "URL groups",
     "flowControl": "flow-control management",
     "globalParallelism": "flow-control management",
     "workflows": "Upstash Workflow",
@@ -107,6 +107,7 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "events": Logs("events").answer,
         "logs": Logs("logs").answer,
         "queues": Queues(services).answer,
+        "topics": UrlGroups(services).answer,
         "keys": Keys(services).answer,
     }
 

@@ -67,29 +67,35 @@ class Publication:
 
 
 def read_directives(
-    headers: Iterable[tuple[str, str]], parameters: Mapping[str, str], *, token: str
+    headers: Iterable[tuple[str, str]],
+    parameters: Mapping[str, str],
+    *,
+    token: str,
+    defaults: Iterable[tuple[str, str]] = (),
 ) -> Directives:
     """Sort the headers of a publish (and its `upstash-` query parameters) into directives.
 
-    A header wins over a parameter. `token` is the account's: an `Authorization` header that carries
-    it is never forwarded.
+    A header wins over a parameter, and both over `defaults`, the headers of a URL group. `token` is the
+    account's: an `Authorization` header that carries it is never forwarded.
 
     Raises:
         Refusal: 400 for a value that is not valid UTF-8 or a header name that cannot be sent.
     """
     found = Directives()
-    for name, value in parameters.items():
-        _sort_option(found, name, value)
     content_type: str | None = None
     plain: list[tuple[str, str]] = []
-    for name, value in headers:
-        lowered = name.lower()
-        if lowered.startswith(_PREFIX):
-            _sort_option(found, lowered, value)
-        elif lowered == "content-type":
-            content_type = value
-        else:
-            plain.append((name, value))
+    plain_defaults: list[tuple[str, str]] = []
+    if defaults:
+        content_type = _sort_headers(found, defaults, plain_defaults)
+        if "content-type" in found.forwarded:  # must give way to the publish's plain one, too
+            content_type = found.forwarded.pop("content-type")[1]
+    for name, value in parameters.items():
+        _sort_option(found, name, value)
+    own_content_type = _sort_headers(found, headers, plain)
+    if own_content_type is not None:
+        content_type = own_content_type
+    if plain_defaults:
+        plain += plain_defaults
     if found.options and is_true(found.options.get("header-forward", "false"), "Upstash-Header-Forward"):
         for name, value in plain:
             lowered = name.lower()
@@ -100,6 +106,22 @@ def read_directives(
     if content_type is not None and "content-type" not in found.forwarded:
         _forward(found.forwarded, "content-type", content_type)
     return found
+
+
+def _sort_headers(
+    found: Directives, headers: Iterable[tuple[str, str]], plain: list[tuple[str, str]]
+) -> str | None:
+    """Sort headers in, those that are no option to `plain`; return the `Content-Type`."""
+    content_type: str | None = None
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered.startswith(_PREFIX):
+            _sort_option(found, lowered, value)
+        elif lowered == "content-type":
+            content_type = value
+        else:
+            plain.append((name, value))
+    return content_type
 
 
 def _sort_option(found: Directives, lowered: str, value: str) -> None:
@@ -123,6 +145,8 @@ def _forward(target: dict[str, tuple[str, str]], lowered: str, value: str) -> No
         raise bad_request(f"invalid forwarded header name {lowered[:60]!r}")
     if not value.isascii():
         check_utf8(lowered, value)
+    if "\n" in value or "\r" in value or "\0" in value:  # possible where headers come in JSON
+        raise bad_request(f"the value of the forwarded header {lowered[:60]} contains a line break or a NUL")
     target[lowered] = (canonical_header_name(lowered), value)
 
 

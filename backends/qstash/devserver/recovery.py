@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from queuebridge.backends.qstash.devserver.engine import Engine
+from queuebridge.backends.qstash.devserver.groups import decode_group
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import Document, Recovered
 from queuebridge.backends.qstash.devserver.records import decode_queue
@@ -18,9 +19,14 @@ def _restore_queue(engine: Engine, document: Document) -> None:
     engine.accounts[document.account].queues[document.key] = FifoQueue(decode_queue(document))
 
 
+def _restore_group(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].groups[document.key] = decode_group(document)
+
+
 # By the kind of a document.
 _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     "queue": _restore_queue,
+    "group": _restore_group,
 }
 
 

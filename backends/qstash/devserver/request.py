@@ -78,6 +78,21 @@ async def read_json(request: ApiRequest, default: Any = None) -> Any:
         raise bad_request("the body is not valid JSON") from None
 
 
+async def read_object(request: ApiRequest, known: set[str]) -> dict[str, Any]:
+    """Return the JSON object in the body of a request.
+
+    Raises:
+        Refusal: 400 for anything else, or an object with other fields than the known ones.
+    """
+    data = await read_json(request)
+    if not isinstance(data, dict):
+        raise bad_request("the body must be a JSON object")
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise bad_request(f"unknown field {unknown[0][:60]!r}; known: {', '.join(sorted(known))}")
+    return data
+
+
 async def read_ids(request: ApiRequest, wanted: Query, name: str) -> list[str] | None:
     """Return the ids a bulk request names, or None when it names none: an empty list is a list.
 
