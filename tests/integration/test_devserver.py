@@ -527,7 +527,7 @@ def test_token_and_options_in_the_query_are_ours_and_the_rest_is_the_destination
         ("POST", "/v2/schedules/http://host/x", 404),
         ("GET", "/v2/topics/none", 404),
         ("GET", "/v2/flowControl/k", 404),
-        ("POST", "/v2/queues", 404),
+        ("POST", "/v2/queues", 400),
         ("POST", "/v2/keys/rotate", 404),
         ("GET", "/v1/messages", 404),
         ("GET", "/v2/unheard-of", 404),

@@ -89,8 +89,10 @@ class Account:
             self._list(flow)
 
     def make_ready(self, message: Message, now: float) -> None:
-        """Put a due message in line."""
+        """Put a due message in line, or aside while its queue is paused."""
         message.phase = Phase.READY
+        if message.spec.queue is not None and self._set_aside(message):
+            return
         setting = message.spec.flow
         if setting is None:
             self._line.append(message)
@@ -115,6 +117,8 @@ class Account:
                 message = self._start_of_flow(item, now)
             else:
                 message = item if item.phase is Phase.READY else None
+                if message is not None and message.spec.queue is not None and self._set_aside(message):
+                    continue
             if message is not None:
                 message.phase = Phase.ACTIVE
                 self.active += 1
@@ -158,6 +162,13 @@ class Account:
         milliseconds, _, sequence = letter.dlq_id.partition("-")
         self._last_dlq = max(self._last_dlq, (int(milliseconds), int(sequence)))
 
+    def _set_aside(self, message: Message) -> bool:
+        queue = self.queues.get(message.spec.queue or "")
+        if queue is None or not queue.record.paused:
+            return False
+        queue.set_aside(message)
+        return True
+
     def _list(self, flow: FlowKey) -> None:
         if not flow.listed and flow.waiting:
             flow.listed = True
@@ -171,6 +182,8 @@ class Account:
                 self._set_timer(flow.window_end, flow)
             return None
         message = flow.next_waiting()
+        while message is not None and message.spec.queue is not None and self._set_aside(message):
+            message = flow.next_waiting()
         if message is not None:
             flow.start()
         self._list(flow)

@@ -112,7 +112,7 @@ class Engine:
             return
         queue = self.queue_for(account, message.spec.queue)
         queue.append(message)
-        self._admit(queue)
+        self.admit(queue)
 
     def discard(self, message: Message) -> None:
         """Undo `accept`: the publish failed and must leave nothing behind."""
@@ -135,6 +135,11 @@ class Engine:
             queue = account.queues[name] = FifoQueue(record)
             self.store.put_document(encode_queue(record))
         return queue
+
+    def admit(self, queue: FifoQueue) -> None:
+        """Let the next messages of a queue go, as many as have a slot now."""
+        while (message := queue.admit()) is not None:
+            self._wait_until(message, message.due)
 
     # Driving
 
@@ -286,10 +291,6 @@ class Engine:
         message.phase = Phase.WAITING
         self._timetable.add(due, message)
 
-    def _admit(self, queue: FifoQueue) -> None:
-        while (message := queue.admit()) is not None:
-            self._wait_until(message, message.due)
-
     def _retry(self, account: Account, message: Message, outcome: Outcome, now: float) -> None:
         wait = next_wait(
             retried=message.retried,
@@ -332,9 +333,12 @@ class Engine:
         hold = source.hold
         if source.spec.queue is not None:
             hold = (source.spec.queue, source.id)
+        queue = None if hold is None else account.queues.get(hold[0])
+        if hold is None or queue is None or not queue.holds(hold[1]):  # the queue was deleted meanwhile
+            hold = queue = None
         message = self._new_message(account, spec, body, not_before=0.0, hold=hold)
-        if hold is not None:
-            account.queues[hold[0]].hold(hold[1])
+        if hold is not None and queue is not None:
+            queue.hold(hold[1])
         self.release(message)
 
     def _end(self, account: Account, message: Message, phase: Phase, now: float) -> None:
@@ -344,10 +348,10 @@ class Engine:
         self._finished.append(message)
         self.store.remove_message(message)
         slot = message.hold or ((message.spec.queue, message.id) if message.spec.queue and held else None)
-        if slot is not None:
-            queue = account.queues[slot[0]]
+        queue = None if slot is None else account.queues.get(slot[0])
+        if slot is not None and queue is not None:
             queue.release(slot[1])
-            self._admit(queue)
+            self.admit(queue)
 
     def _flow_timer(self, account_name: str) -> Callable[[float, FlowKey], None]:
         def set_timer(due: float, flow: FlowKey) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from queuebridge.backends.qstash.protocol import PlanLimits
+
 UNAUTHENTICATED: Final = "unable to authenticate: invalid token"
 INVALID_SCHEME: Final = "invalid destination url: endpoint has invalid scheme, add http:// or https://"
 COLON_IN_DEDUPLICATION_ID: Final = "DeduplicationId cannot contain ':'"
@@ -32,6 +34,16 @@ def over_quota(quota: str, limit: int | None = None) -> Refusal:
     """Return the refusal of a request beyond a plan's quota (412), in the hosted wording."""
     suffix = "" if limit is None else f", current limit: {limit}"
     return Refusal(412, f"quota {quota} exceeded{suffix}")
+
+
+def check_queue_count(plan: PlanLimits, count: int) -> None:
+    """Refuse one more queue when a user has as many as the plan allows.
+
+    Raises:
+        Refusal: 412.
+    """
+    if count >= plan.max_queues:
+        raise over_quota("maxQueues", plan.max_queues)
 
 
 def unsupported(what: str, status: int = 404) -> Refusal:

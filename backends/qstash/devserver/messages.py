@@ -247,7 +247,7 @@ class QueueRecord:
     paused: bool = False
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UrlGroup:
     """A URL group: its endpoints in order, each URL with its name or None. Times are Unix milliseconds.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.destination import NAME, check_name, split_query
-from queuebridge.backends.qstash.devserver.errors import Refusal, bad_request, over_quota
+from queuebridge.backends.qstash.devserver.errors import Refusal, bad_request, check_queue_count, over_quota
 from queuebridge.backends.qstash.devserver.groups import Endpoint, resolve
 from queuebridge.backends.qstash.devserver.messages import Accepted, Message
 from queuebridge.backends.qstash.devserver.options import (
@@ -87,6 +88,7 @@ class Publisher:
         caller_ip = request.http.remote or ""
         results: list[Any] = []
         messages: list[Message] = []
+        new_queues: set[str] = set()
         for item in items:
             try:
                 endpoints = resolve(account, item["destination"])
@@ -94,14 +96,17 @@ class Publisher:
                 found = read_directives(
                     headers, {}, token=account.user.token, defaults=endpoints[0].headers
                 )
+                queue = item.get("queue")
                 publication = self._publication(
-                    account, endpoints[0], found, queue=item.get("queue"), caller_ip=caller_ip
+                    account, endpoints[0], found, queue=queue, caller_ip=caller_ip, new_queues=new_queues
                 )
                 body = (item.get("body") or "").encode("utf-8", "surrogatepass")
                 self._check_size(len(body))
             except Refusal as refusal:
                 results.append({"error": refusal.text})
                 continue
+            if queue is not None and queue not in account.queues:
+                new_queues.add(queue)
             accepted, new = self._accept(account, _drafts(publication, endpoints, body))
             results.append(_answer(accepted, endpoints))
             messages += new
@@ -116,11 +121,13 @@ class Publisher:
         *,
         queue: str | None,
         caller_ip: str,
+        new_queues: Collection[str] = (),
     ) -> Publication:
+        """Read a publish; `new_queues` are those that others of the same batch will create."""
         if queue is not None:
             check_name("queue name", queue)
-            if queue not in account.queues and len(account.queues) >= self._plan.max_queues:
-                raise over_quota("maxQueues", self._plan.max_queues)
+            if queue not in account.queues and queue not in new_queues:
+                check_queue_count(self._plan, len(account.queues) + len(new_queues))
         now = self._engine.clock()
         return self._reader.publication(
             endpoint.url,

@@ -53,8 +53,9 @@ def recover(engine: Engine, recovered: Recovered) -> None:
         account = accounts[message.account]
         account.messages[message.id] = message
         # Before any message is admitted: a callback keeps its source's slot over the restart.
-        if message.hold is not None:
-            engine.queue_for(account, message.hold[0]).hold(message.hold[1])
+        queue = None if message.hold is None else account.queues.get(message.hold[0])
+        if message.hold is not None and queue is not None:
+            queue.hold(message.hold[1])
     for message in messages:
         engine.take_back(message)
     if messages:

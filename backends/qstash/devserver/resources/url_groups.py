@@ -123,7 +123,7 @@ class UrlGroups:
         return await self._store(account, replace(group, headers=headers))
 
     async def _store(self, account: Account, group: UrlGroup) -> web.Response:
-        group.updated_ms = int(self._engine.clock() * 1000)
+        group = replace(group, updated_ms=max(int(self._engine.clock() * 1000), group.created_ms))
         account.groups[group.name] = group
         self._engine.store.put_document(encode_group(group))
         await self._engine.store.commit()
