@@ -189,10 +189,14 @@ DEFAULT_PLAN: Final = "payg"
 
 @dataclass(frozen=True, kw_only=True)
 class DevUser:
-    """One of the four published users of the development server: public test credentials, no secrets."""
+    """One of the four published users of the development server: public test credentials, no secrets.
+
+    The read-only token is this server's own: none is published. It is the token's JSON, marked as such.
+    """
 
     name: str
     token: str
+    read_only_token: str
     current_signing_key: str
     next_signing_key: str
 
@@ -201,24 +205,28 @@ DEV_USERS: Final = (
     DevUser(
         name="defaultUser",
         token="eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIiwiUmVhZE9ubHkiOnRydWV9",  # noqa: S106
         current_signing_key="sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r",
         next_signing_key="sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs",
     ),
     DevUser(
         name="testUser1",
         token="eyJVc2VySUQiOiJ0ZXN0VXNlcjEiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJ0ZXN0VXNlcjEiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCIsIlJlYWRPbmx5Ijp0cnVlfQ==",  # noqa: S106
         current_signing_key="sig_7GVPjvuwsfqF65iC8fSrs1dfYruM",
         next_signing_key="sig_5NoELc3EFnZn4DVS5bDs2Nk4b7Ua",
     ),
     DevUser(
         name="testUser2",
         token="eyJVc2VySUQiOiJ0ZXN0VXNlcjIiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJ0ZXN0VXNlcjIiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCIsIlJlYWRPbmx5Ijp0cnVlfQ==",  # noqa: S106
         current_signing_key="sig_6jWGaWRxHsw4vMSPJprXadyvrybF",
         next_signing_key="sig_7qHbvhmahe5GwfePDiS5Lg3pi6Qx",
     ),
     DevUser(
         name="testUser3",
         token="eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCIsIlJlYWRPbmx5Ijp0cnVlfQ==",  # noqa: S106
         current_signing_key="sig_5T8FcSsynBjn9mMLBsXhpacRovJf",
         next_signing_key="sig_7GFR4YaDshFcqsxWRZpRB161jguD",
     ),

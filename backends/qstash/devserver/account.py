@@ -41,6 +41,7 @@ class Account:
         self.deduplication: dict[str, Deduplication] = {}
         self.history = History()
         self.active = 0
+        self.usage = (0, 0)  # a day since 1970, and the messages published on it; see quotas.py
         self._max_parallelism = max_parallelism
         self._set_timer = set_timer
         self._line: deque[Message | FlowKey] = deque()

@@ -13,8 +13,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
-from queuebridge.backends.qstash.devserver.errors import UNAUTHENTICATED, Refusal, not_found, unsupported
+from queuebridge.backends.qstash.devserver.errors import READ_ONLY, UNAUTHENTICATED, Refusal, not_found, unsupported
 from queuebridge.backends.qstash.devserver.publishing import Publisher
+from queuebridge.backends.qstash.devserver.quotas import BurstQuota
 from queuebridge.backends.qstash.devserver.request import Answer, ApiRequest, Services, query_token, respond
 from queuebridge.backends.qstash.devserver.resources.dead_letters import DeadLetters
 from queuebridge.backends.qstash.devserver.resources.keys import Keys
@@ -27,6 +28,7 @@ from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETE
 logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "/v2/"
+_WITHOUT_BURST_LIMIT: Final = frozenset({"publish", "enqueue", "batch"})
 _MISSING: Final = {
     "schedules": "schedules",
     "flowControl": "flow-control management",
@@ -40,6 +42,9 @@ class App:
 
     def __init__(self, services: Services) -> None:
         self._accounts = {account.user.token: account for account in services.engine.accounts.values()}
+        self._readers = {account.user.read_only_token: account for account in services.engine.accounts.values()}
+        burst = services.engine.settings.burst_per_second
+        self._burst = None if burst is None else BurstQuota(burst)
         self._resources = _resources(services)
 
     def server(self) -> web.Server:
@@ -52,7 +57,7 @@ class App:
             return await self._route(request)
         except Refusal as refusal:
             logger.debug("refused: method=%s status=%d", request.method, refusal.status)
-            return respond({"error": refusal.text}, refusal.status)
+            return respond({"error": refusal.text}, refusal.status, refusal.headers)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:
@@ -67,6 +72,8 @@ class App:
                 raise unsupported(path[:60])
             raise not_found(f"no such path: {path[:60]}")
         resource, _, rest = path[len(_PREFIX) :].partition("/")
+        if self._burst is not None and resource not in _WITHOUT_BURST_LIMIT:
+            self._burst.take(account)
         answer = self._resources.get(resource)
         if answer is None:
             if resource in _MISSING:
@@ -78,20 +85,29 @@ class App:
         """Return the account of the request's token.
 
         Raises:
-            Refusal: 401; before anything else is looked at.
+            Refusal: 401, before anything else is looked at; 403 for a write with a read-only token.
         """
         header = request.headers.get("Authorization")
-        account: Account | None = None
         if header is not None:
             scheme, _, token = header.partition(" ")
             if scheme.lower() == "bearer":
-                account = self._accounts.get(token.strip())
-        if account is None and query:
+                account = self._account(token.strip(), request.method)
+                if account is not None:
+                    return account
+        if query:
             token_in_query = query_token(query, TOKEN_PARAMETER)
             if token_in_query is not None:
-                account = self._accounts.get(token_in_query)
+                account = self._account(token_in_query, request.method)
+                if account is not None:
+                    return account
+        raise Refusal(401, UNAUTHENTICATED)
+
+    def _account(self, token: str, method: str) -> Account | None:
+        account = self._accounts.get(token)
         if account is None:
-            raise Refusal(401, UNAUTHENTICATED)
+            account = self._readers.get(token)
+            if account is not None and method != "GET":
+                raise Refusal(403, READ_ONLY)
         return account
 
 

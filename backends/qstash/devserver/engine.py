@@ -32,6 +32,7 @@ from queuebridge.backends.qstash.devserver.records import encode_queue
 from queuebridge.backends.qstash.devserver.store import Store
 from queuebridge.backends.qstash.devserver.timetable import Alarm, Timetable
 from queuebridge.backends.qstash.protocol import (
+    DEFAULT_PLAN,
     DEV_USERS,
     FINISHED_MESSAGE_READABLE_SECONDS,
     PLANS,
@@ -43,11 +44,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """`time_scale` divides every wait before a retry; `max_parallelism` None means the plan's."""
+    """`time_scale` divides every wait before a retry; `max_parallelism` None means the plan's.
 
-    plan: PlanLimits = PLANS["payg"]
+    `burst_per_second` is how many requests a user may make in a second, publishes apart; None is no limit.
+    """
+
+    plan: PlanLimits = PLANS[DEFAULT_PLAN]
     time_scale: float = 1.0
     max_parallelism: int | None = None
+    burst_per_second: int | None = None
     users: tuple[DevUser, ...] = DEV_USERS
 
 

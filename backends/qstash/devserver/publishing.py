@@ -21,6 +21,7 @@ from queuebridge.backends.qstash.devserver.options import (
     Publication,
     read_directives,
 )
+from queuebridge.backends.qstash.devserver.quotas import DailyQuota
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, respond
 from queuebridge.backends.qstash.devserver.store import StoreError
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES
@@ -43,6 +44,7 @@ class Publisher:
         self._wake = services.wake
         self._plan = services.engine.settings.plan
         self._reader = OptionReader(self._plan)
+        self._daily = DailyQuota(services.engine)
 
     async def publish(self, request: ApiRequest) -> web.Response:
         """Answer `/v2/publish/{destination}`."""
@@ -74,7 +76,9 @@ class Publisher:
             account, endpoints[0], found, queue=queue, caller_ip=http.remote or ""
         )
         body = await _read_body(http, self._plan.max_message_bytes)
-        accepted, messages = self._accept(account, _drafts(publication, endpoints, body))
+        drafts = _drafts(publication, endpoints, body)
+        self._check_daily(account, drafts)
+        accepted, messages = self._accept(account, drafts)
         await self.settle(messages)
         all_known = all(result.deduplicated for result in accepted)
         return respond(_answer(accepted, endpoints), 202 if all_known else 200)
@@ -86,8 +90,7 @@ class Publisher:
         account = request.account
         items = _batch_items(await _read_body(request.http, MAX_BATCH_BYTES))
         caller_ip = request.http.remote or ""
-        results: list[Any] = []
-        messages: list[Message] = []
+        read: list[tuple[list[Endpoint], list[_Draft]] | Refusal] = []
         new_queues: set[str] = set()
         for item in items:
             try:
@@ -103,11 +106,21 @@ class Publisher:
                 body = (item.get("body") or "").encode("utf-8", "surrogatepass")
                 self._check_size(len(body))
             except Refusal as refusal:
-                results.append({"error": refusal.text})
+                read.append(refusal)
                 continue
             if queue is not None and queue not in account.queues:
                 new_queues.add(queue)
-            accepted, new = self._accept(account, _drafts(publication, endpoints, body))
+            read.append((endpoints, _drafts(publication, endpoints, body)))
+        if self._daily.limit is not None:
+            self._check_daily(account, [draft for item in read if isinstance(item, tuple) for draft in item[1]])
+        results: list[Any] = []
+        messages: list[Message] = []
+        for item in read:
+            if isinstance(item, Refusal):
+                results.append({"error": item.text})
+                continue
+            endpoints, drafts = item
+            accepted, new = self._accept(account, drafts)
             results.append(_answer(accepted, endpoints))
             messages += new
         await self.settle(messages)
@@ -143,6 +156,14 @@ class Publisher:
         if size > self._plan.max_message_bytes:
             raise over_quota("maxMessageSize", self._plan.max_message_bytes)
 
+    def _check_daily(self, account: Account, drafts: list[_Draft]) -> None:
+        """Refuse all of these messages if those that are no duplicates go beyond the daily limit."""
+        if self._daily.limit is not None:
+            now = self._engine.clock()
+            keys = {draft.key for draft in drafts if draft.key is not None}
+            new = sum(account.earlier_publish(key, now) is None for key in keys)
+            self._daily.check(account, new + sum(draft.key is None for draft in drafts))
+
     def _accept(self, account: Account, drafts: list[_Draft]) -> tuple[list[Accepted], list[Message]]:
         accepted: list[Accepted] = []
         messages: list[Message] = []
@@ -158,6 +179,7 @@ class Publisher:
             accepted.append(result)
             if message is not None:
                 messages.append(message)
+        self._daily.count(account, len(messages))
         return accepted, messages
 
     async def settle(self, messages: list[Message], *, undo: bool = True) -> None:
@@ -172,6 +194,7 @@ class Publisher:
             if undo:
                 for message in messages:
                     self._engine.discard(message)
+                    self._daily.count(self._engine.accounts[message.account], -1)
             else:
                 self._let_go(messages)
             raise

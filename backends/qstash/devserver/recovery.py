@@ -10,6 +10,7 @@ from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.groups import decode_group
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import Document, Recovered
+from queuebridge.backends.qstash.devserver.quotas import restore_usage
 from queuebridge.backends.qstash.devserver.records import decode_queue
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def _restore_group(engine: Engine, document: Document) -> None:
 _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     "queue": _restore_queue,
     "group": _restore_group,
+    "usage": restore_usage,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -56,9 +56,11 @@ class Services:
 Answer = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
 
 
-def respond(data: Any, status: int = 200) -> web.Response:
+def respond(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return a JSON answer."""
-    return web.Response(body=_encode(data).encode("ascii"), status=status, content_type="application/json")
+    return web.Response(
+        body=_encode(data).encode("ascii"), status=status, headers=headers, content_type="application/json"
+    )
 
 
 async def read_json(request: ApiRequest, default: Any = None) -> Any:
