@@ -172,12 +172,7 @@ class OptionReader:
         if not options and not found.callback and not found.failure_callback:
             headers = tuple(found.forwarded.values())
             return Publication(spec=MessageSpec(url=url, headers=headers, **fixed), not_before=now)
-        if "cron" in options:
-            raise bad_request("Upstash-Cron: a schedule is created with POST /v2/schedules/{destination}")
-        if "queue-name" in options or "schedule-id" in options:
-            raise bad_request(
-                "Upstash-Queue-Name and Upstash-Schedule-Id belong to a schedule, not to a publish"
-            )
+        _refuse_schedule_options(options)
         spec = self._spec(MessageSpec(url=url, **fixed), found)
         dedup_id = options.get("deduplication-id") or None
         if dedup_id is not None:
@@ -200,8 +195,12 @@ class OptionReader:
         Raises:
             Refusal: as `publication`.
         """
+        options = found.options
+        _refuse_schedule_options(options)
+        if "deduplication-id" in options or "content-based-deduplication" in options:
+            raise bad_request("the retry of a dead letter cannot be deduplicated: the entry is gone after the first")
         found.forwarded.pop("content-type", None)  # of the retry request, not of the message
-        return Publication(spec=self._spec(spec, found), not_before=self._not_before(found.options, now))
+        return Publication(spec=self._spec(spec, found), not_before=self._not_before(options, now))
 
     def _spec(self, base: MessageSpec, found: Directives) -> MessageSpec:
         changes = self._common(found.options)
@@ -265,6 +264,13 @@ class OptionReader:
         if limit is not None and moment - now > limit:
             raise over_quota("maxDelay", limit)
         return moment
+
+
+def _refuse_schedule_options(options: Mapping[str, str]) -> None:
+    if "cron" in options:
+        raise bad_request("Upstash-Cron: a schedule is created with POST /v2/schedules/{destination}")
+    if "queue-name" in options or "schedule-id" in options:
+        raise bad_request("Upstash-Queue-Name and Upstash-Schedule-Id belong to a schedule, not to a publish")
 
 
 def _check_callback_url(name: str, url: str) -> None:

@@ -112,14 +112,14 @@ class Publisher:
                 new_queues.add(queue)
             read.append((endpoints, _drafts(publication, endpoints, body)))
         if self._daily.limit is not None:
-            self._check_daily(account, [draft for item in read if isinstance(item, tuple) for draft in item[1]])
+            self._check_daily(account, [draft for one in read if isinstance(one, tuple) for draft in one[1]])
         results: list[Any] = []
         messages: list[Message] = []
-        for item in read:
-            if isinstance(item, Refusal):
-                results.append({"error": item.text})
+        for one in read:
+            if isinstance(one, Refusal):
+                results.append({"error": one.text})
                 continue
-            endpoints, drafts = item
+            endpoints, drafts = one
             accepted, new = self._accept(account, drafts)
             results.append(_answer(accepted, endpoints))
             messages += new
@@ -263,6 +263,9 @@ def _batch_items(body: bytes) -> list[dict[str, Any]]:
     for index, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("destination"), str):
             raise bad_request(f"batch item {index}: an object with a string destination is needed")
+        unknown = set(item) - {"destination", "headers", "body", "queue"}
+        if unknown:
+            raise bad_request(f"batch item {index}: unknown field {min(unknown)[:60]!r}")
         for name in ("body", "queue"):
             if not isinstance(item.get(name), str | None):
                 raise bad_request(f"batch item {index}: {name} must be a string or null")

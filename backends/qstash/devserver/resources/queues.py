@@ -62,9 +62,9 @@ class Queues:
         if parallelism is None:
             parallelism = 1
         if not isinstance(parallelism, int) or isinstance(parallelism, bool) or parallelism < 1:
-            raise bad_request(f"parallelism must be a whole number of at least 1, not {str(parallelism)[:40]}")
+            raise bad_request("parallelism must be a whole number of at least 1")
         if not isinstance(paused, bool | None):
-            raise bad_request(f"paused must be true or false, not {str(paused)[:40]}")
+            raise bad_request("paused must be true or false")
         if parallelism > self._plan.max_queue_parallelism:
             raise over_quota("maxParallelism", self._plan.max_queue_parallelism)
         account = request.account

@@ -141,7 +141,7 @@ async def _read_endpoints(request: ApiRequest) -> list[Any]:
 def _endpoint(item: Any) -> tuple[str, str | None]:
     """Return the URL and the name of one element of a request; an absent URL is empty."""
     if not isinstance(item, dict) or not set(item) <= {"url", "name"}:
-        raise bad_request(f"an endpoint must be an object with a url or a name or both, not {str(item)[:60]}")
+        raise bad_request(f"an endpoint must be an object with a url or a name or both, not this {type(item).__name__}")
     url, name = item.get("url") or "", item.get("name") or None
     if not isinstance(url, str) or not isinstance(name, str | None):
         raise bad_request("the url and the name of an endpoint must be strings")
