@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.destination import check_destination
 from queuebridge.backends.qstash.devserver.messages import Document, HeaderPairs, UrlGroup
 
-KIND = "group"
+KIND: Final = "group"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +37,16 @@ def resolve(account: Account, destination: str) -> list[Endpoint]:
     """
     group = account.groups.get(destination)
     if group is None:
-        return [Endpoint(url=check_destination(destination))]
+        return [_plain(destination)]
     return [
         Endpoint(url=url, topic=group.name, name=name, headers=group.headers)
         for url, name in group.endpoints.items()
     ]
+
+
+@lru_cache(maxsize=2048)
+def _plain(destination: str) -> Endpoint:
+    return Endpoint(url=check_destination(destination))
 
 
 def encode_group(group: UrlGroup) -> Document:

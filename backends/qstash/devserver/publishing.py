@@ -27,7 +27,7 @@ from queuebridge.backends.qstash.devserver.store import StoreError
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Draft:
     """A message about to be taken in, and what an equal publish is recognised by."""
 
@@ -77,11 +77,11 @@ class Publisher:
         )
         body = await _read_body(http, self._plan.max_message_bytes)
         drafts = _drafts(publication, endpoints, body)
-        self._check_daily(account, drafts)
+        if self._daily.limit is not None:
+            self._check_daily(account, drafts)
         accepted, messages = self._accept(account, drafts)
         await self.settle(messages)
-        all_known = all(result.deduplicated for result in accepted)
-        return respond(_answer(accepted, endpoints), 202 if all_known else 200)
+        return respond(_answer(accepted, endpoints), 200 if messages else 202)
 
     async def batch(self, request: ApiRequest) -> web.Response:
         """Answer `/v2/batch`: every item on its own, an unacceptable one as an error element."""
@@ -158,11 +158,10 @@ class Publisher:
 
     def _check_daily(self, account: Account, drafts: list[_Draft]) -> None:
         """Refuse all of these messages if those that are no duplicates go beyond the daily limit."""
-        if self._daily.limit is not None:
-            now = self._engine.clock()
-            keys = {draft.key for draft in drafts if draft.key is not None}
-            new = sum(account.earlier_publish(key, now) is None for key in keys)
-            self._daily.check(account, new + sum(draft.key is None for draft in drafts))
+        now = self._engine.clock()
+        keys = {draft.key for draft in drafts if draft.key is not None}
+        new = sum(account.earlier_publish(key, now) is None for key in keys)
+        self._daily.check(account, new + sum(draft.key is None for draft in drafts))
 
     def _accept(self, account: Account, drafts: list[_Draft]) -> tuple[list[Accepted], list[Message]]:
         accepted: list[Accepted] = []
@@ -179,7 +178,8 @@ class Publisher:
             accepted.append(result)
             if message is not None:
                 messages.append(message)
-        self._daily.count(account, len(messages))
+        if self._daily.limit is not None:
+            self._daily.count(account, len(messages))
         return accepted, messages
 
     async def settle(self, messages: list[Message], *, undo: bool = True) -> None:
@@ -210,6 +210,8 @@ class Publisher:
 def _drafts(publication: Publication, endpoints: list[Endpoint], body: bytes) -> list[_Draft]:
     """Return the messages of a publish: the one that was read, for the first endpoint and each other one."""
     drafts = [_Draft(publication, body, _dedup_key(publication, body))]
+    if len(endpoints) == 1:
+        return drafts
     for endpoint in endpoints[1:]:
         spec = replace(publication.spec, url=endpoint.url, endpoint=endpoint.name)
         other = replace(publication, spec=spec)
@@ -219,16 +221,19 @@ def _drafts(publication: Publication, endpoints: list[Endpoint], body: bytes) ->
 
 def _dedup_key(publication: Publication, body: bytes) -> str | None:
     """Return what equal publishes have in common (3.7): for a URL group, each endpoint has its own."""
+    if publication.dedup_id is None and not publication.hash_content:
+        return None
     if publication.dedup_id is not None:
         spec = publication.spec
         own = "" if spec.topic is None else f":{spec.url}"
         return f"id:{publication.dedup_id}{own}"
-    return f"hash:{_content_hash(publication, body)}" if publication.hash_content else None
+    return f"hash:{_content_hash(publication, body)}"
 
 
 def _answer(accepted: list[Accepted], endpoints: list[Endpoint]) -> Any:
-    results = [_result(one) for one in accepted]
-    return results[0] if endpoints[0].topic is None else results
+    if endpoints[0].topic is None:
+        return _result(accepted[0])
+    return [_result(one) for one in accepted]
 
 
 def _result(accepted: Accepted) -> dict[str, Any]:
