@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from destinations import Clients, Destination, connected, running, running_destination
+from processes import ChildProcess, Spawner
 
 from queuebridge.backends.qstash.devserver import ServerSettings, running_server
 from queuebridge.backends.qstash.protocol import PLANS
@@ -162,6 +165,34 @@ def test_plan_limits_queues_and_their_parallelism() -> None:
         assert [answer.status_code for answer in (another, same, parallel)] == [412, 200, 412]
         assert parallel.json() == {"error": "quota maxParallelism exceeded, current limit: 2"}
         assert len(clients.sdk.queue.list()) == 10
+
+
+def test_order_survives_a_kill_in_the_middle_of_a_queue(
+    spawn: Spawner, tmp_path: Path, destination: Destination
+) -> None:
+    def start() -> str:
+        command = [sys.executable, "-m", "queuebridge", "devserver", "--port", "0", "--db", str(tmp_path / "db")]
+        processes.append(spawn(command, name="devserver"))
+        return processes[-1].wait_for_line(r"running at (\S+),").group(1)
+
+    processes: list[ChildProcess] = []
+    paths = ["/1", "/2", "/3", "/4"]
+    with connected(start()) as clients:
+        clients.sdk.queue.upsert("q", parallelism=2)
+        clients.sdk.url_group.upsert_endpoints("g", [{"url": destination.hold(path)} for path in paths])
+        clients.sdk.message.enqueue(queue="q", url_group="g")
+        clients.sdk.queue.upsert("q")
+        clients.sdk.queue.pause("q")
+        assert {arrival.path for arrival in destination.wait_for(2)} == {"/1", "/2"}
+        processes[0].send(signal.SIGKILL)
+        processes[0].wait()
+    destination.let_go.set()
+
+    with connected(start()) as clients:
+        queue = clients.sdk.queue.get("q")
+        assert (queue.paused, queue.parallelism, queue.lag) == (True, 1, 4)
+        clients.sdk.queue.resume("q")
+        assert [arrival.path for arrival in destination.wait_for(6)[2:]] == paths
 
 
 def test_queues_survive_a_restart(tmp_path: Path, destination: Destination) -> None:

@@ -3,14 +3,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from queuebridge.backends.qstash.devserver.errors import Refusal
+from queuebridge.backends.qstash.devserver.publishing import Publisher
 from queuebridge.backends.qstash.devserver.quotas import BurstQuota, DailyQuota
 from queuebridge.backends.qstash.devserver.recovery import recover
+from queuebridge.backends.qstash.devserver.request import ApiRequest, Services
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
+from queuebridge.backends.qstash.devserver.store import MemoryStore, StoreError
 from queuebridge.backends.qstash.protocol import DEFAULT_PLAN, DEV_USERS, PLANS
 from queuebridge.cli.devserver import QUOTAS
 
@@ -113,3 +116,33 @@ def test_burst_quota_counts_each_second_and_each_user_on_its_own(world: Any) -> 
 def test_command_offers_every_plan() -> None:
     assert tuple(PLANS) == QUOTAS
     assert DEFAULT_PLAN in QUOTAS
+
+
+class _FullDisk(MemoryStore):
+    async def commit(self) -> None:
+        raise StoreError("disk full")
+
+
+class _Http:
+    """As much of an HTTP request as a publish reads."""
+
+    headers: ClassVar[dict[str, str]] = {}
+    remote = "127.0.0.1"
+    content_length = 0
+
+    async def read(self) -> bytes:
+        return b""
+
+
+def test_publish_that_could_not_be_stored_needs_no_room_in_the_day(make_world: MakeWorld) -> None:
+    world = make_world(_FullDisk(), plan=PLANS["free"])
+    publisher = Publisher(Services(world.engine, lambda: None))
+    http: Any = _Http()
+    target = "http://host/x"
+    request = ApiRequest(http, world.account, "POST", f"/v2/publish/{target}", target, "")
+
+    with pytest.raises(StoreError):
+        asyncio.run(publisher.publish(request))
+
+    assert world.account.usage[1] == 0
+    DailyQuota(world.engine).check(world.account, 1000)
