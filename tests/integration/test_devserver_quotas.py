@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import sys
@@ -16,7 +17,7 @@ from destinations import Clients, connected, running
 from processes import Spawner
 from qstash.errors import DailyMessageLimitExceededError, RateLimitExceededError
 
-from queuebridge.backends.qstash.devserver import EngineSettings, ServerSettings
+from queuebridge.backends.qstash.devserver import EngineSettings, ServerSettings, running_server
 from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER, DEV_USERS, PLANS
 from queuebridge.errors import ConfigurationError
 
@@ -166,3 +167,18 @@ def test_command_takes_the_plan_from_its_option_or_the_environment(
     with connected(base_url) as clients:
         answer = clients.http.post(f"/v2/publish/{URL}", headers={"Upstash-Retries": "6"})
         assert answer.json() == {"error": "quota maxRetries exceeded, current limit: 5"}
+
+
+def test_many_enqueues_at_once_do_not_overrun_the_number_of_queues(tmp_path: Path) -> None:
+    async def enqueue(base_url: str) -> list[int]:
+        headers = {"Authorization": f"Bearer {DEFAULT_DEV_USER.token}", "Upstash-Delay": "1h"}
+        async with httpx.AsyncClient(base_url=base_url, headers=headers, trust_env=False) as http:
+            answers = await asyncio.gather(*(http.post(f"/v2/enqueue/q{number}/{URL}") for number in range(30)))
+        return [answer.status_code for answer in answers]
+
+    settings = ServerSettings(port=0, db_path=tmp_path / "db", engine=EngineSettings(plan=PLANS["free"]))
+    with running_server(settings) as base_url, connected(base_url) as clients:
+        statuses = asyncio.run(enqueue(base_url))
+
+        assert sorted(statuses) == [200] * 10 + [412] * 20
+        assert len(clients.sdk.queue.list()) == 10

@@ -100,6 +100,8 @@ class Engine:
             earlier = account.earlier_publish(dedup_key, now)
             if earlier is not None:
                 return Accepted(earlier, spec.url, deduplicated=True), None
+        if spec.queue is not None:
+            self.queue_for(account, spec.queue)
         message = self._new_message(account, spec, body, not_before=not_before)
         if dedup_key is not None:
             self.store.add_deduplication(account.remember_publish(dedup_key, message.id, now))

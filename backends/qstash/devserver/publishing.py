@@ -72,10 +72,11 @@ class Publisher:
         found = read_directives(
             http.headers.items(), parameters, token=account.user.token, defaults=endpoints[0].headers
         )
-        publication = self._publication(
-            account, endpoints[0], found, queue=queue, caller_ip=http.remote or ""
-        )
+        publication = self._publication(endpoints[0], found, queue=queue, caller_ip=http.remote or "")
         body = await _read_body(http, self._plan.max_message_bytes)
+        # From here to the acceptance nothing else runs, so that no limit is overrun by several at once.
+        if queue is not None:
+            self._check_queue(account, queue)
         drafts = _drafts(publication, endpoints, body)
         if self._daily.limit is not None:
             self._check_daily(account, drafts)
@@ -100,9 +101,9 @@ class Publisher:
                     headers, {}, token=account.user.token, defaults=endpoints[0].headers
                 )
                 queue = item.get("queue")
-                publication = self._publication(
-                    account, endpoints[0], found, queue=queue, caller_ip=caller_ip, new_queues=new_queues
-                )
+                publication = self._publication(endpoints[0], found, queue=queue, caller_ip=caller_ip)
+                if queue is not None:
+                    self._check_queue(account, queue, new_queues)
                 body = (item.get("body") or "").encode("utf-8", "surrogatepass")
                 self._check_size(len(body))
             except Refusal as refusal:
@@ -128,19 +129,14 @@ class Publisher:
 
     def _publication(
         self,
-        account: Account,
         endpoint: Endpoint,
         found: Directives,
         *,
         queue: str | None,
         caller_ip: str,
-        new_queues: Collection[str] = (),
     ) -> Publication:
-        """Read a publish; `new_queues` are those that others of the same batch will create."""
         if queue is not None:
             check_name("queue name", queue)
-            if queue not in account.queues and queue not in new_queues:
-                check_queue_count(self._plan, len(account.queues) + len(new_queues))
         now = self._engine.clock()
         return self._reader.publication(
             endpoint.url,
@@ -151,6 +147,11 @@ class Publisher:
             topic=endpoint.topic,
             endpoint=endpoint.name,
         )
+
+    def _check_queue(self, account: Account, queue: str, new: Collection[str] = ()) -> None:
+        """Refuse a queue too many; `new` are those that others of the same batch will create."""
+        if queue not in account.queues and queue not in new:
+            check_queue_count(self._plan, len(account.queues) + len(new))
 
     def _check_size(self, size: int) -> None:
         if size > self._plan.max_message_bytes:
