@@ -87,7 +87,8 @@ SIGNATURE_LIFETIME_SECONDS: Final = 300
 class PlanLimits:
     """Quotas of one QStash plan; None means unlimited.
 
-    Sizes are in bytes (the documentation's MB is read as MiB), times in seconds.
+    Sizes are in bytes (the documentation's MB is read as MiB), times in seconds. `max_parallelism` is
+    that of the account, `max_queue_parallelism` that of one queue.
     """
 
     name: str
@@ -96,8 +97,12 @@ class PlanLimits:
     max_timeout_seconds: int
     max_retries: int
     max_queues: int
-    max_schedules: int
+    max_queue_parallelism: int
     max_parallelism: int
+    max_url_groups: int
+    max_endpoints_per_group: int
+    max_schedules: int | None
+    max_messages_per_day: int | None
     dlq_retention_seconds: int
     log_retention_seconds: int
 
@@ -106,7 +111,8 @@ _MIB: Final = 1024 * 1024
 _DAY: Final = 86_400
 
 # max_retries is no longer published for any plan. 5 on the free plan follows user reports of
-# "quota maxRetries exceeded"; the figures of the paid plans are a choice.
+# "quota maxRetries exceeded"; the figures of the paid plans are a choice. Schedules beyond the figure
+# of a paid plan cost extra and are not refused.
 PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
     {
         plan.name: plan
@@ -118,8 +124,12 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=15 * 60,
                 max_retries=5,
                 max_queues=10,
-                max_schedules=10,
+                max_queue_parallelism=2,
                 max_parallelism=10,
+                max_url_groups=1,
+                max_endpoints_per_group=100,
+                max_schedules=10,
+                max_messages_per_day=1_000,
                 dlq_retention_seconds=3 * _DAY,
                 log_retention_seconds=3 * _DAY,
             ),
@@ -130,34 +140,63 @@ PLANS: Final[Mapping[str, PlanLimits]] = MappingProxyType(
                 max_timeout_seconds=2 * 3600,
                 max_retries=100,
                 max_queues=100,
-                max_schedules=1000,
+                max_queue_parallelism=10,
                 max_parallelism=100,
+                max_url_groups=100,
+                max_endpoints_per_group=100,
+                max_schedules=None,
+                max_messages_per_day=None,
                 dlq_retention_seconds=7 * _DAY,
                 log_retention_seconds=7 * _DAY,
             ),
             PlanLimits(
-                name="fixed",
+                name="fixed-1m",
                 max_message_bytes=50 * _MIB,
                 max_delay_seconds=None,
                 max_timeout_seconds=6 * 3600,
                 max_retries=100,
-                max_queues=1000,
-                max_schedules=10_000,
+                max_queues=1_000,
+                max_queue_parallelism=10,
                 max_parallelism=200,
+                max_url_groups=1_000,
+                max_endpoints_per_group=1_000,
+                max_schedules=None,
+                max_messages_per_day=1_000_000,
                 dlq_retention_seconds=30 * _DAY,
+                log_retention_seconds=14 * _DAY,
+            ),
+            PlanLimits(
+                name="fixed-10m",
+                max_message_bytes=50 * _MIB,
+                max_delay_seconds=None,
+                max_timeout_seconds=12 * 3600,
+                max_retries=100,
+                max_queues=1_000,
+                max_queue_parallelism=10,
+                max_parallelism=1_000,
+                max_url_groups=2_000,
+                max_endpoints_per_group=2_000,
+                max_schedules=None,
+                max_messages_per_day=10_000_000,
+                dlq_retention_seconds=90 * _DAY,
                 log_retention_seconds=14 * _DAY,
             ),
         )
     }
 )
+DEFAULT_PLAN: Final = "payg"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevUser:
-    """One of the four published users of the development server: public test credentials, no secrets."""
+    """One of the four published users of the development server: public test credentials, no secrets.
+
+    The read-only token is this server's own: none is published. It is the token's JSON, marked as such.
+    """
 
     name: str
     token: str
+    read_only_token: str
     current_signing_key: str
     next_signing_key: str
 
@@ -166,24 +205,28 @@ DEV_USERS: Final = (
     DevUser(
         name="defaultUser",
         token="eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIiwiUmVhZE9ubHkiOnRydWV9",  # noqa: S106
         current_signing_key="sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r",
         next_signing_key="sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs",
     ),
     DevUser(
         name="testUser1",
         token="eyJVc2VySUQiOiJ0ZXN0VXNlcjEiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJ0ZXN0VXNlcjEiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCIsIlJlYWRPbmx5Ijp0cnVlfQ==",  # noqa: S106
         current_signing_key="sig_7GVPjvuwsfqF65iC8fSrs1dfYruM",
         next_signing_key="sig_5NoELc3EFnZn4DVS5bDs2Nk4b7Ua",
     ),
     DevUser(
         name="testUser2",
         token="eyJVc2VySUQiOiJ0ZXN0VXNlcjIiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJ0ZXN0VXNlcjIiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCIsIlJlYWRPbmx5Ijp0cnVlfQ==",  # noqa: S106
         current_signing_key="sig_6jWGaWRxHsw4vMSPJprXadyvrybF",
         next_signing_key="sig_7qHbvhmahe5GwfePDiS5Lg3pi6Qx",
     ),
     DevUser(
         name="testUser3",
         token="eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCJ9",  # noqa: S106
+        read_only_token="eyJVc2VySUQiOiJ0ZXN0VXNlcjMiLCJQYXNzd29yZCI6InRlc3RQYXNzd29yZCIsIlJlYWRPbmx5Ijp0cnVlfQ==",  # noqa: S106
         current_signing_key="sig_5T8FcSsynBjn9mMLBsXhpacRovJf",
         next_signing_key="sig_7GFR4YaDshFcqsxWRZpRB161jguD",
     ),

@@ -9,6 +9,9 @@ import click
 from queuebridge.errors import ConfigurationError
 from queuebridge.loading import import_optional
 
+# Those of the protocol module, which is not imported before the command runs.
+QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
+
 
 @click.command("devserver")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -16,8 +19,18 @@ from queuebridge.loading import import_optional
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
 @click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
 @click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this.")
+@click.option(
+    "--quota",
+    type=click.Choice(QUOTAS),
+    default="payg",
+    show_default=True,
+    envvar="QSTASH_DEV_QUOTA",
+    help="Plan whose limits apply; also read from QSTASH_DEV_QUOTA.",
+)
 @click.option("--print-env", is_flag=True, help="Print the environment that clients and receivers need.")
-def command(host: str, port: int, db: Path | None, memory: bool, time_scale: float, print_env: bool) -> None:
+def command(
+    host: str, port: int, db: Path | None, memory: bool, time_scale: float, quota: str, print_env: bool
+) -> None:
     """Run a QStash-compatible server for development: same API, same signatures, no account.
 
     It knows the public development users of QStash; whoever reaches the port can publish.
@@ -27,7 +40,8 @@ def command(host: str, port: int, db: Path | None, memory: bool, time_scale: flo
     package = "queuebridge.backends.qstash.devserver"
     server = import_optional(f"{package}.server", feature="The embedded server")
     engine = import_optional(f"{package}.engine", feature="The embedded server")
-    user = import_optional("queuebridge.backends.qstash.protocol", feature="The embedded server").DEFAULT_DEV_USER
+    protocol = import_optional("queuebridge.backends.qstash.protocol", feature="The embedded server")
+    user = protocol.DEFAULT_DEV_USER
 
     def announce(url: str) -> None:
         where = f"keeps messages in {db}" if db else "keeps messages in memory"
@@ -42,7 +56,10 @@ def command(host: str, port: int, db: Path | None, memory: bool, time_scale: flo
             click.echo(f"export QSTASH_NEXT_SIGNING_KEY='{next_key}'")
 
     settings = server.ServerSettings(
-        host=host, port=port, db_path=db, engine=engine.EngineSettings(time_scale=time_scale)
+        host=host,
+        port=port,
+        db_path=db,
+        engine=engine.EngineSettings(plan=protocol.PLANS[quota], time_scale=time_scale),
     )
     try:
         server.run(settings, on_ready=announce, on_keys=announce_keys)

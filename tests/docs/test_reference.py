@@ -157,6 +157,12 @@ def test_variables_on_a_page_exist(page: Path) -> None:
         *settings.ADAPTER_VARIABLES,
         "QUEUEBRIDGE_ENV",
         *all_variables(),
+        *(
+            option.envvar
+            for _, command in generator.commands_of(root)
+            for option in generator.options_of(command)
+            if option.envvar
+        ),
     }
     named = set(re.findall(r"\b(?:QUEUEBRIDGE|QSTASH|CELERY|RQ)_[A-Z_]+[A-Z]\b", page.read_text(encoding="utf-8")))
 

@@ -223,7 +223,7 @@ def test_unreachable_destination_is_an_error_without_a_status(
 
 
 def test_attempt_is_abandoned_after_its_timeout(client: QStash, http: httpx.Client, destination: Destination) -> None:
-    published: Any = client.message.publish(url=f"{destination.base_url}/held", timeout=1, retries=0)
+    published: Any = client.message.publish(url=destination.hold("/held"), timeout=1, retries=0)
 
     wait_for_state(http, published.message_id, "FAILED")
 
@@ -306,7 +306,7 @@ def test_queue_delivers_in_order_and_one_at_a_time(client: QStash, destination: 
 
 def test_flow_control_bounds_parallel_deliveries(client: QStash, http: httpx.Client, destination: Destination) -> None:
     key = {"key": "flow-1", "parallelism": 1}
-    held: Any = client.message.publish(url=f"{destination.base_url}/held", flow_control=key)  # type: ignore[arg-type]
+    held: Any = client.message.publish(url=destination.hold("/held"), flow_control=key)  # type: ignore[arg-type]
     waiting: Any = client.message.publish(url=f"{destination.base_url}/x", flow_control=key)  # type: ignore[arg-type]
     other: Any = client.message.publish(url=f"{destination.base_url}/x")
     destination.wait_for(2)
@@ -314,7 +314,7 @@ def test_flow_control_bounds_parallel_deliveries(client: QStash, http: httpx.Cli
 
     assert states(http, waiting.message_id) == ["CREATED"]
     assert client.message.get(waiting.message_id).flow_control is not None
-    destination.hold.set()
+    destination.let_go.set()
 
     wait_for_state(http, waiting.message_id, "DELIVERED")
     assert states(http, held.message_id)[-1] == "DELIVERED"
@@ -447,8 +447,8 @@ def test_token_and_options_in_the_query_are_ours_and_the_rest_is_the_destination
         ("POST", "/v2/publish/some-group", 404),
         ("POST", "/v2/publish/api/llm", 400),
         ("POST", "/v2/enqueue/bad name/http://host/x", 400),
-        ("GET", "/v2/topics", 404),
-        ("POST", "/v2/queues", 404),
+        ("GET", "/v2/topics/none", 404),
+        ("POST", "/v2/queues", 400),
         ("GET", "/v1/messages", 404),
         ("GET", "/v2/unheard-of", 404),
         ("GET", "/v2/messages/msg_unknown", 404),
@@ -513,14 +513,14 @@ def test_messages_survive_a_kill_under_their_ids(
 ) -> None:
     process, base_url = start_server(spawn, tmp_path / "db")
     client = sdk(base_url)
-    in_flight: Any = client.message.publish(url=f"{destination.base_url}/held", deduplication_id="held")
+    in_flight: Any = client.message.publish(url=destination.hold("/held"), deduplication_id="held")
     moment = int(time.time()) + 3600
     waiting: Any = client.message.publish(url=f"{destination.base_url}/x", body="later", not_before=moment)
     destination.wait_for(1)
 
     process.send(signal.SIGKILL)
     process.wait()
-    destination.hold.set()
+    destination.let_go.set()
     _, base_url = start_server(spawn, tmp_path / "db")
     client = sdk(base_url)
 
@@ -528,7 +528,7 @@ def test_messages_survive_a_kill_under_their_ids(
     assert again.headers["upstash-message-id"] == in_flight.message_id
     found = client.message.get(waiting.message_id)
     assert (found.body, found.not_before) == ("later", moment * 1000)
-    duplicate: Any = client.message.publish(url=f"{destination.base_url}/held", deduplication_id="held")
+    duplicate: Any = client.message.publish(url=destination.hold("/held"), deduplication_id="held")
     assert (duplicate.deduplicated, duplicate.message_id) == (True, in_flight.message_id)
 
 

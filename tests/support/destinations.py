@@ -1,19 +1,28 @@
-"""A destination of deliveries on the loopback, which answers as told and remembers what arrived."""
+"""A destination for deliveries of the development server, and clients of that server."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
+from processes import wait_until
+from qstash import QStash
+
+from queuebridge.backends.qstash.devserver import EngineSettings, ServerSettings, running_server
+from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER
+
 DEADLINE = 20.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arrival:
+    """One request that arrived; header names are in lower case."""
+
     method: str
     path: str
     headers: dict[str, str]
@@ -24,29 +33,44 @@ class Arrival:
 class Destination:
     """A destination on the loopback that answers as told and remembers what arrived."""
 
-    answers: dict[str, list[tuple[int, dict[str, str], bytes]]] = field(default_factory=dict)
+    base_url: str
     arrivals: list[Arrival] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
-    hold: threading.Event = field(default_factory=threading.Event)
-    base_url: str = ""
+    answers: dict[str, list[tuple[int, dict[str, str], bytes]]] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path."""
+        return self.base_url + path
 
     def answer(self, path: str, *statuses: int, headers: dict[str, str] | None = None, body: bytes = b"") -> str:
         """Answer the next requests to a path with these statuses, later ones with 200; return its URL."""
         self.answers[path] = [(status, headers or {}, body) for status in statuses]
-        return self.base_url + path
+        return self.url(path)
+
+    def hold(self, path: str) -> str:
+        """Keep requests to a path waiting until `let_go` is set; return its URL."""
+        self.held.add(path)
+        return self.url(path)
+
+    def wait_for(self, count: int) -> list[Arrival]:
+        """Return what arrived as soon as it is so much."""
+        with self.changed:
+            enough = self.changed.wait_for(lambda: len(self.arrivals) >= count, DEADLINE)
+            assert enough, f"{len(self.arrivals)} of {count} requests arrived"
+            return list(self.arrivals)
 
     def take(self, arrival: Arrival) -> tuple[int, dict[str, str], bytes]:
+        """Remember a request and return what to answer it with: status, headers and body."""
         with self.changed:
             self.arrivals.append(arrival)
             self.changed.notify_all()
             waiting = self.answers.get(arrival.path)
-            return waiting.pop(0) if waiting else (200, {}, b"ok")
-
-    def wait_for(self, count: int) -> list[Arrival]:
-        with self.changed:
-            arrived = self.changed.wait_for(lambda: len(self.arrivals) >= count, DEADLINE)
-            assert arrived, f"{len(self.arrivals)} of {count} requests arrived"
-            return list(self.arrivals)
+            answer = waiting.pop(0) if waiting else (200, {}, b"ok")
+        if arrival.path in self.held:
+            self.let_go.wait(DEADLINE)
+        return answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,8 +81,6 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         status, extra, answer = self.destination.take(Arrival(self.command, self.path, headers, body))
-        if self.path == "/held":
-            self.destination.hold.wait(DEADLINE)
         try:
             self.send_response(status)
             for name, value in extra.items():
@@ -75,21 +97,62 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
+@contextlib.contextmanager
 def running_destination() -> Iterator[Destination]:
-    """Run a destination for the duration of the block."""
-    found = Destination()
-    handler = type("Handler", (_Handler,), {"destination": found})
+    """Run a destination for the length of a `with` block."""
+    handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
+    destination = handler.destination = Destination(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    found.base_url = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield found
+        yield destination
     finally:
-        found.hold.set()
+        destination.let_go.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The two ways to speak with one server as one user: the official SDK, and plain HTTP."""
+
+    sdk: QStash
+    http: httpx.Client
+
+    def states(self, message_id: str) -> list[str]:
+        """Return the states of a message so far."""
+        events = self.http.get("/v2/events", params={"messageId": message_id, "order": "earliestFirst"})
+        return [event["state"] for event in events.json()["events"]]
+
+    def wait_for_state(self, message_id: str, state: str) -> list[str]:
+        """Return the states of a message as soon as one of them is this."""
+
+        def reached() -> list[str] | None:
+            found = self.states(message_id)
+            return found if state in found else None
+
+        return wait_until(reached, DEADLINE, what=f"state {state}")
+
+
+@contextlib.contextmanager
+def connected(base_url: str, token: str = DEFAULT_DEV_USER.token) -> Iterator[Clients]:
+    """Connect with a server for the length of a `with` block."""
+    sdk = QStash(token, base_url=base_url, retry=False)
+    authorized = {"Authorization": f"Bearer {token}"}
+    try:
+        with httpx.Client(base_url=base_url, headers=authorized, trust_env=False) as http:
+            yield Clients(sdk, http)
+    finally:
+        sdk.http._client.close()
+
+
+@contextlib.contextmanager
+def running(**engine: Any) -> Iterator[Clients]:
+    """Run a server in memory that retries a thousand times as fast, and connect with it."""
+    settings = ServerSettings(port=0, engine=EngineSettings(**{"time_scale": 1000, **engine}))
+    with running_server(settings) as base_url, connected(base_url) as clients:
+        yield clients

@@ -17,6 +17,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     Message,
     Phase,
     SigningKeys,
+    UrlGroup,
 )
 from queuebridge.backends.qstash.devserver.schedules import Schedule
 from queuebridge.backends.qstash.devserver.timetable import Alarm
@@ -43,12 +44,14 @@ class Account:
         self.keys = SigningKeys(user.current_signing_key, user.next_signing_key)
         self.messages: dict[str, Message] = {}
         self.queues: dict[str, FifoQueue] = {}
+        self.groups: dict[str, UrlGroup] = {}
         self.flows: dict[str, FlowKey] = {}
         self.schedules: dict[str, Schedule] = {}
         self.dead_letters: dict[str, DeadLetter] = {}
         self.deduplication: dict[str, Deduplication] = {}
         self.history = History()
         self.active = 0
+        self.usage = (0, 0)  # a day since 1970, and the messages published on it; see quotas.py
         self.max_parallelism = max_parallelism
         self._ring_at = ring_at
         self._cancel_alarm = cancel_alarm
@@ -99,8 +102,10 @@ class Account:
             self.list_flow(flow)
 
     def make_ready(self, message: Message, now: float) -> None:
-        """Put a due message in line."""
+        """Put a due message in line, or aside while its queue is paused."""
         message.phase = Phase.READY
+        if message.spec.queue is not None and self._set_aside(message):
+            return
         setting = message.spec.flow
         if setting is None:
             self._line.append(message)
@@ -126,6 +131,8 @@ class Account:
                 message = self._start_of_flow(item, now)
             else:
                 message = item if item.phase is Phase.READY else None
+                if message is not None and message.spec.queue is not None and self._set_aside(message):
+                    continue
             if message is not None:
                 message.phase = Phase.ACTIVE
                 self.active += 1
@@ -170,6 +177,13 @@ class Account:
         milliseconds, _, sequence = letter.dlq_id.partition("-")
         self._last_dlq = max(self._last_dlq, (int(milliseconds), int(sequence)))
 
+    def _set_aside(self, message: Message) -> bool:
+        queue = self.queues.get(message.spec.queue or "")
+        if queue is None or not queue.record.paused:
+            return False
+        queue.set_aside(message)
+        return True
+
     def _start_of_flow(self, flow: FlowKey, now: float) -> Message | None:
         flow.listed = False
         if not flow.may_start(now):
@@ -177,6 +191,8 @@ class Account:
                 self._wake_at_window_end(flow)
             return None
         message = flow.next_waiting()
+        while message is not None and message.spec.queue is not None and self._set_aside(message):
+            message = flow.next_waiting()
         if message is not None:
             flow.start(now)
         self.list_flow(flow)

@@ -14,9 +14,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from queuebridge.backends.qstash.devserver.account import Account
-from queuebridge.backends.qstash.devserver.errors import UNAUTHENTICATED, Refusal, not_found, unsupported
+from queuebridge.backends.qstash.devserver.errors import READ_ONLY, UNAUTHENTICATED, Refusal, not_found, unsupported
 from queuebridge.backends.qstash.devserver.page.page import OVERVIEW_PATH, Page
 from queuebridge.backends.qstash.devserver.publishing import Publisher
+from queuebridge.backends.qstash.devserver.quotas import BurstQuota
 from queuebridge.backends.qstash.devserver.request import Answer, ApiRequest, Services, query_token, respond
 from queuebridge.backends.qstash.devserver.resources.dead_letters import DeadLetters
 from queuebridge.backends.qstash.devserver.resources.flow_control import FlowControls, global_parallelism
@@ -25,13 +26,14 @@ from queuebridge.backends.qstash.devserver.resources.logs import Logs
 from queuebridge.backends.qstash.devserver.resources.messages import Messages
 from queuebridge.backends.qstash.devserver.resources.queues import Queues
 from queuebridge.backends.qstash.devserver.resources.schedules import SchedulesResource
+from queuebridge.backends.qstash.devserver.resources.url_groups import UrlGroups
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETER
 
 logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "/v2/"
+_WITHOUT_BURST_LIMIT: Final = frozenset({"publish", "enqueue", "batch"})
 _MISSING: Final = {
-    "topics": "URL groups",
     "workflows": "Upstash Workflow",
 }
 
@@ -41,6 +43,9 @@ class App:
 
     def __init__(self, services: Services, *, host: str = "127.0.0.1") -> None:
         self._accounts = {account.user.token: account for account in services.engine.accounts.values()}
+        self._readers = {account.user.read_only_token: account for account in services.engine.accounts.values()}
+        burst = services.engine.settings.burst_per_second
+        self._burst = None if burst is None else BurstQuota(burst)
         self._resources = _resources(services)
         self._page = Page(services, host)
 
@@ -54,7 +59,7 @@ class App:
             return await self._route(request)
         except Refusal as refusal:
             logger.debug("refused: method=%s status=%d", request.method, refusal.status)
-            return respond({"error": refusal.text}, refusal.status)
+            return respond({"error": refusal.text}, refusal.status, refusal.headers)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception:
@@ -74,6 +79,8 @@ class App:
                 raise unsupported(path[:60])
             raise not_found(f"no such path: {path[:60]}")
         resource, _, rest = path[len(_PREFIX) :].partition("/")
+        if self._burst is not None and resource not in _WITHOUT_BURST_LIMIT:
+            self._burst.take(account)
         answer = self._resources.get(resource)
         if answer is None:
             if resource in _MISSING:
@@ -85,20 +92,29 @@ class App:
         """Return the account of the request's token.
 
         Raises:
-            Refusal: 401; before anything else is looked at.
+            Refusal: 401, before anything else is looked at; 403 for a write with a read-only token.
         """
         header = request.headers.get("Authorization")
-        account: Account | None = None
         if header is not None:
             scheme, _, token = header.partition(" ")
             if scheme.lower() == "bearer":
-                account = self._accounts.get(token.strip())
-        if account is None and query:
+                account = self._account(token.strip(), request.method)
+                if account is not None:
+                    return account
+        if query:
             token_in_query = query_token(query, TOKEN_PARAMETER)
             if token_in_query is not None:
-                account = self._accounts.get(token_in_query)
+                account = self._account(token_in_query, request.method)
+                if account is not None:
+                    return account
+        raise Refusal(401, UNAUTHENTICATED)
+
+    def _account(self, token: str, method: str) -> Account | None:
+        account = self._accounts.get(token)
         if account is None:
-            raise Refusal(401, UNAUTHENTICATED)
+            account = self._readers.get(token)
+            if account is not None and method != "GET":
+                raise Refusal(403, READ_ONLY)
         return account
 
 
@@ -117,6 +133,7 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "schedules": SchedulesResource(services).answer,
         "flowControl": FlowControls(services).answer,
         "globalParallelism": global_parallelism,
+        "topics": UrlGroups(services).answer,
         "keys": Keys(services).answer,
     }
 

@@ -47,10 +47,7 @@ def _problem(destination: str) -> Refusal | None:
     if destination.startswith("api/"):
         return unsupported(f"destination {destination[:60]!r}", 400)
     if NAME.fullmatch(destination):
-        return not_found(
-            f"url group {destination[:60]} not found: URL groups are not supported by this development "
-            "server yet; a URL starts with http:// or https://"
-        )
+        return not_found(f"url group {destination[:60]} not found; a URL starts with http:// or https://")
     return bad_request(INVALID_SCHEME)
 
 
@@ -82,8 +79,20 @@ def check_destination(destination: str) -> str:
     return destination
 
 
+def check_url(text: str) -> str:
+    """Return a text if it is a URL, unchanged.
+
+    Raises:
+        Refusal: 400.
+    """
+    problem = _problem(text)
+    if problem is not None:
+        raise bad_request(problem.text if problem.status == 400 else INVALID_SCHEME)
+    return text
+
+
 def check_name(kind: str, name: str) -> str:
-    """Return a queue's name if it is allowed: letters, digits, `-`, `_` and `.` (2.1).
+    """Return the name of a queue or group if it is allowed: letters, digits, `-`, `_` and `.` (2.1).
 
     Raises:
         Refusal: 400.

@@ -33,6 +33,7 @@ from queuebridge.backends.qstash.devserver.schedules import Schedules
 from queuebridge.backends.qstash.devserver.store import Store
 from queuebridge.backends.qstash.devserver.timetable import Alarm, Timetable
 from queuebridge.backends.qstash.protocol import (
+    DEFAULT_PLAN,
     DEV_USERS,
     FINISHED_MESSAGE_READABLE_SECONDS,
     PLANS,
@@ -44,11 +45,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """`time_scale` divides every wait before a retry; `max_parallelism` None means the plan's."""
+    """`time_scale` divides every wait before a retry; `max_parallelism` None means the plan's.
 
-    plan: PlanLimits = PLANS["payg"]
+    `burst_per_second` is how many requests a user may make in a second, publishes apart; None is no limit.
+    """
+
+    plan: PlanLimits = PLANS[DEFAULT_PLAN]
     time_scale: float = 1.0
     max_parallelism: int | None = None
+    burst_per_second: int | None = None
     users: tuple[DevUser, ...] = DEV_USERS
 
 
@@ -99,6 +104,8 @@ class Engine:
             earlier = account.earlier_publish(dedup_key, now)
             if earlier is not None:
                 return Accepted(earlier, spec.url, deduplicated=True), None
+        if spec.queue is not None:
+            self.queue_for(account, spec.queue)
         message = self._new_message(account, spec, body, not_before=not_before)
         if dedup_key is not None:
             self.store.add_deduplication(account.remember_publish(dedup_key, message.id, now))
@@ -116,7 +123,7 @@ class Engine:
             return
         queue = self.queue_for(account, message.spec.queue)
         queue.append(message)
-        self._admit(queue)
+        self.admit(queue)
 
     def discard(self, message: Message) -> None:
         """Undo `accept`: the publish failed and must leave nothing behind."""
@@ -139,6 +146,11 @@ class Engine:
             queue = account.queues[name] = FifoQueue(record)
             self.store.put_document(encode_queue(record))
         return queue
+
+    def admit(self, queue: FifoQueue) -> None:
+        """Let the next messages of a queue go, as many as have a slot now."""
+        while (message := queue.admit()) is not None:
+            self._wait_until(message, message.due)
 
     # Driving
 
@@ -296,10 +308,6 @@ class Engine:
         message.phase = Phase.WAITING
         self._timetable.add(due, message)
 
-    def _admit(self, queue: FifoQueue) -> None:
-        while (message := queue.admit()) is not None:
-            self._wait_until(message, message.due)
-
     def _retry(self, account: Account, message: Message, outcome: Outcome, now: float) -> None:
         wait = next_wait(
             retried=message.retried,
@@ -342,9 +350,12 @@ class Engine:
         hold = source.hold
         if source.spec.queue is not None:
             hold = (source.spec.queue, source.id)
+        queue = None if hold is None else account.queues.get(hold[0])
+        if hold is None or queue is None or not queue.holds(hold[1]):  # the queue was deleted meanwhile
+            hold = queue = None
         message = self._new_message(account, spec, body, not_before=0.0, hold=hold)
-        if hold is not None:
-            account.queues[hold[0]].hold(hold[1])
+        if hold is not None and queue is not None:
+            queue.hold(hold[1])
         self.release(message)
 
     def _end(self, account: Account, message: Message, phase: Phase, now: float) -> None:
@@ -356,7 +367,7 @@ class Engine:
         if message.spec.schedule_id is not None:
             self.schedules.message_ended(message)
         slot = message.hold or ((message.spec.queue, message.id) if message.spec.queue and held else None)
-        if slot is not None:
-            queue = account.queues[slot[0]]
+        queue = None if slot is None else account.queues.get(slot[0])
+        if slot is not None and queue is not None:
             queue.release(slot[1])
-            self._admit(queue)
+            self.admit(queue)

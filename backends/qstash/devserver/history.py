@@ -17,7 +17,7 @@ _ENTRY_BYTES: Final = 200
 
 
 class History:
-    """Log entries in order of time, held in memory; the oldest are dropped first."""
+    """Log entries in order of arrival, held in memory; the oldest are dropped first."""
 
     __slots__ = ("_bytes", "_entries", "_max_bytes", "_max_entries", "_next")
 
@@ -53,6 +53,14 @@ class History:
         self._bytes += _size(entry)
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
             self._bytes -= _size(self._entries.popleft())
+
+    def forget_before(self, moment_ms: int, limit: int) -> int:
+        """Drop at most `limit` of the oldest entries that were added at or before a time; return how many."""
+        dropped = 0
+        while dropped < limit and self._entries and self._entries[0].time_ms <= moment_ms:
+            self._bytes -= _size(self._entries.popleft())
+            dropped += 1
+        return dropped
 
     def newest_first(self) -> Iterator[LogEntry]:
         """Return the entries, newest first; do not add while iterating."""

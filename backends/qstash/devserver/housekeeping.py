@@ -10,21 +10,24 @@ BATCH: Final = 500
 
 
 def sweep(engine: Engine) -> bool:
-    """Forget finished messages, old publishes, idle flow-control keys and expired dead letters.
+    """Forget finished messages, old publishes, idle flow-control keys, expired dead letters and logs.
 
     Returns:
         Whether more may be left, so that the caller should come back soon.
     """
     now = engine.clock()
-    retention_ms = engine.settings.plan.dlq_retention_seconds * 1000
+    plan = engine.settings.plan
+    oldest_letter_ms = int((now - plan.dlq_retention_seconds) * 1000)
+    oldest_log_ms = int((now - plan.log_retention_seconds) * 1000)
     more = engine.forget_finished(BATCH) == BATCH
     for account in engine.accounts.values():
         flows = account.forget_idle_flows(now, BATCH)
         publishes = account.take_expired_publishes(now, BATCH)
         for record in publishes:
             engine.store.remove_deduplication(record)
-        letters = account.dead_letters_before(int(now * 1000) - retention_ms, BATCH)
+        letters = account.dead_letters_before(oldest_letter_ms, BATCH)
         for letter in letters:
             engine.remove_dead_letter(account, letter)
-        more = more or BATCH in {flows, len(publishes), len(letters)}
+        logs = account.history.forget_before(oldest_log_ms, BATCH)
+        more = more or BATCH in {flows, len(publishes), len(letters), logs}
     return more

@@ -13,14 +13,18 @@ _COMPACT_ABOVE: Final = 1000
 
 
 class FifoQueue:
-    """One queue: a message holds a slot from admission until it and its callbacks are finished."""
+    """One queue: a message holds a slot from admission until it and its callbacks are finished.
 
-    __slots__ = ("_holders", "_waiting", "record")
+    While the queue is paused none is admitted, and those that have a slot are set aside when they fall due.
+    """
+
+    __slots__ = ("_aside", "_holders", "_waiting", "record")
 
     def __init__(self, record: QueueRecord) -> None:
         self.record = record
         self._waiting: deque[Message] = deque()
         self._holders: dict[str, int] = {}
+        self._aside: list[Message] = []
 
     @property
     def lag(self) -> int:
@@ -32,6 +36,19 @@ class FifoQueue:
         """Put a message at the end."""
         message.phase = Phase.QUEUED
         self._waiting.append(message)
+
+    def holds(self, message_id: str) -> bool:
+        """Whether a message, or a callback of it, has a slot."""
+        return message_id in self._holders
+
+    def set_aside(self, message: Message) -> None:
+        """Keep a message that is due while the queue is paused."""
+        self._aside.append(message)
+
+    def take_aside(self) -> list[Message]:
+        """Return the messages that were set aside, but for those cancelled meanwhile, and forget them."""
+        aside, self._aside = self._aside, []
+        return [message for message in aside if message.phase is Phase.READY]
 
     def hold(self, message_id: str) -> None:
         """Count one more delivery (the message itself or a callback) on behalf of a message."""
@@ -47,7 +64,7 @@ class FifoQueue:
 
     def admit(self) -> Message | None:
         """Give the next message a slot and return it, or None when all are taken or none waits."""
-        if len(self._holders) >= self.record.parallelism:
+        if self.record.paused or len(self._holders) >= self.record.parallelism:
             return None
         while self._waiting:
             message = self._waiting.popleft()

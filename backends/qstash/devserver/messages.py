@@ -253,3 +253,18 @@ class QueueRecord:
     created_ms: int
     updated_ms: int
     paused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlGroup:
+    """A URL group: its endpoints in order, each URL with its name or None. Times are Unix milliseconds.
+
+    `headers` are the default headers of every publish to it.
+    """
+
+    account: str
+    name: str
+    created_ms: int
+    updated_ms: int
+    endpoints: dict[str, str | None]
+    headers: HeaderPairs = ()

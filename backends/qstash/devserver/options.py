@@ -67,29 +67,35 @@ class Publication:
 
 
 def read_directives(
-    headers: Iterable[tuple[str, str]], parameters: Mapping[str, str], *, token: str
+    headers: Iterable[tuple[str, str]],
+    parameters: Mapping[str, str],
+    *,
+    token: str,
+    defaults: Iterable[tuple[str, str]] = (),
 ) -> Directives:
     """Sort the headers of a publish (and its `upstash-` query parameters) into directives.
 
-    A header wins over a parameter. `token` is the account's: an `Authorization` header that carries
-    it is never forwarded.
+    A header wins over a parameter, and both over `defaults`, the headers of a URL group. `token` is the
+    account's: an `Authorization` header that carries it is never forwarded.
 
     Raises:
         Refusal: 400 for a value that is not valid UTF-8 or a header name that cannot be sent.
     """
     found = Directives()
-    for name, value in parameters.items():
-        _sort_option(found, name, value)
     content_type: str | None = None
     plain: list[tuple[str, str]] = []
-    for name, value in headers:
-        lowered = name.lower()
-        if lowered.startswith(_PREFIX):
-            _sort_option(found, lowered, value)
-        elif lowered == "content-type":
-            content_type = value
-        else:
-            plain.append((name, value))
+    plain_defaults: list[tuple[str, str]] = []
+    if defaults:
+        content_type = _sort_headers(found, defaults, plain_defaults)
+        if "content-type" in found.forwarded:  # must give way to the publish's plain one, too
+            content_type = found.forwarded.pop("content-type")[1]
+    for name, value in parameters.items():
+        _sort_option(found, name, value)
+    own_content_type = _sort_headers(found, headers, plain)
+    if own_content_type is not None:
+        content_type = own_content_type
+    if plain_defaults:
+        plain += plain_defaults
     if found.options and is_true(found.options.get("header-forward", "false"), "Upstash-Header-Forward"):
         for name, value in plain:
             lowered = name.lower()
@@ -100,6 +106,22 @@ def read_directives(
     if content_type is not None and "content-type" not in found.forwarded:
         _forward(found.forwarded, "content-type", content_type)
     return found
+
+
+def _sort_headers(
+    found: Directives, headers: Iterable[tuple[str, str]], plain: list[tuple[str, str]]
+) -> str | None:
+    """Sort headers in, those that are no option to `plain`; return the `Content-Type`."""
+    content_type: str | None = None
+    for name, value in headers:
+        lowered = name.lower()
+        if lowered.startswith(_PREFIX):
+            _sort_option(found, lowered, value)
+        elif lowered == "content-type":
+            content_type = value
+        else:
+            plain.append((name, value))
+    return content_type
 
 
 def _sort_option(found: Directives, lowered: str, value: str) -> None:
@@ -123,6 +145,8 @@ def _forward(target: dict[str, tuple[str, str]], lowered: str, value: str) -> No
         raise bad_request(f"invalid forwarded header name {lowered[:60]!r}")
     if not value.isascii():
         check_utf8(lowered, value)
+    if "\n" in value or "\r" in value or "\0" in value:  # possible where headers come in JSON
+        raise bad_request(f"the value of the forwarded header {lowered[:60]} contains a line break or a NUL")
     target[lowered] = (canonical_header_name(lowered), value)
 
 
@@ -148,12 +172,7 @@ class OptionReader:
         if not options and not found.callback and not found.failure_callback:
             headers = tuple(found.forwarded.values())
             return Publication(spec=MessageSpec(url=url, headers=headers, **fixed), not_before=now)
-        if "cron" in options:
-            raise bad_request("Upstash-Cron: a schedule is created with POST /v2/schedules/{destination}")
-        if "queue-name" in options or "schedule-id" in options:
-            raise bad_request(
-                "Upstash-Queue-Name and Upstash-Schedule-Id belong to a schedule, not to a publish"
-            )
+        _refuse_schedule_options(options)
         spec = self._spec(MessageSpec(url=url, **fixed), found)
         dedup_id = options.get("deduplication-id") or None
         if dedup_id is not None:
@@ -176,8 +195,12 @@ class OptionReader:
         Raises:
             Refusal: as `publication`.
         """
+        options = found.options
+        _refuse_schedule_options(options)
+        if "deduplication-id" in options or "content-based-deduplication" in options:
+            raise bad_request("the retry of a dead letter cannot be deduplicated: the entry is gone after the first")
         found.forwarded.pop("content-type", None)  # of the retry request, not of the message
-        return Publication(spec=self._spec(spec, found), not_before=self._not_before(found.options, now))
+        return Publication(spec=self._spec(spec, found), not_before=self._not_before(options, now))
 
     def _spec(self, base: MessageSpec, found: Directives) -> MessageSpec:
         changes = self._common(found.options)
@@ -241,6 +264,13 @@ class OptionReader:
         if limit is not None and moment - now > limit:
             raise over_quota("maxDelay", limit)
         return moment
+
+
+def _refuse_schedule_options(options: Mapping[str, str]) -> None:
+    if "cron" in options:
+        raise bad_request("Upstash-Cron: a schedule is created with POST /v2/schedules/{destination}")
+    if "queue-name" in options or "schedule-id" in options:
+        raise bad_request("Upstash-Queue-Name and Upstash-Schedule-Id belong to a schedule, not to a publish")
 
 
 def _check_callback_url(name: str, url: str) -> None:

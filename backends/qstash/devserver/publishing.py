@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
-from queuebridge.backends.qstash.devserver.destination import check_destination, check_name, split_query
-from queuebridge.backends.qstash.devserver.errors import Refusal, bad_request, over_quota
+from queuebridge.backends.qstash.devserver.destination import NAME, check_name, split_query
+from queuebridge.backends.qstash.devserver.errors import Refusal, bad_request, check_queue_count, over_quota
+from queuebridge.backends.qstash.devserver.groups import Endpoint, resolve
 from queuebridge.backends.qstash.devserver.messages import Accepted, Message
 from queuebridge.backends.qstash.devserver.options import (
     Directives,
@@ -18,9 +21,19 @@ from queuebridge.backends.qstash.devserver.options import (
     Publication,
     read_directives,
 )
+from queuebridge.backends.qstash.devserver.quotas import DailyQuota
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, respond
 from queuebridge.backends.qstash.devserver.store import StoreError
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A message about to be taken in, and what an equal publish is recognised by."""
+
+    publication: Publication
+    body: bytes
+    key: str | None
 
 
 class Publisher:
@@ -31,6 +44,7 @@ class Publisher:
         self._wake = services.wake
         self._plan = services.engine.settings.plan
         self._reader = OptionReader(self._plan)
+        self._daily = DailyQuota(services.engine)
 
     async def publish(self, request: ApiRequest) -> web.Response:
         """Answer `/v2/publish/{destination}`."""
@@ -51,13 +65,24 @@ class Publisher:
         if query:
             parameters, rest = split_query(query)
             if rest:
+                if NAME.fullmatch(target):
+                    raise bad_request("a URL group takes no query parameters but those that start with upstash-")
                 target = f"{target}?{rest}"
-        found = read_directives(http.headers.items(), parameters, token=account.user.token)
-        publication = self._publication(account, target, found, queue=queue, caller_ip=http.remote or "")
+        endpoints = resolve(account, target)
+        found = read_directives(
+            http.headers.items(), parameters, token=account.user.token, defaults=endpoints[0].headers
+        )
+        publication = self._publication(endpoints[0], found, queue=queue, caller_ip=http.remote or "")
         body = await read_body(http, self._plan.max_message_bytes)
-        accepted, message = self._accept(account, publication, body)
-        await self.settle([message] if message is not None else [])
-        return respond(_result(accepted), 202 if accepted.deduplicated else 200)
+        # From here to the acceptance nothing else runs, so that no limit is overrun by several at once.
+        if queue is not None:
+            self._check_queue(account, queue)
+        drafts = _drafts(publication, endpoints, body)
+        if self._daily.limit is not None:
+            self._check_daily(account, drafts)
+        accepted, messages = self._accept(account, drafts)
+        await self.settle(messages)
+        return respond(_answer(accepted, endpoints), 200 if messages else 202)
 
     async def batch(self, request: ApiRequest) -> web.Response:
         """Answer `/v2/batch`: every item on its own, an unacceptable one as an error element."""
@@ -66,59 +91,97 @@ class Publisher:
         account = request.account
         items = _batch_items(await read_body(request.http, MAX_BATCH_BYTES))
         caller_ip = request.http.remote or ""
-        results: list[dict[str, Any]] = []
-        messages: list[Message] = []
+        read: list[tuple[list[Endpoint], list[_Draft]] | Refusal] = []
+        new_queues: set[str] = set()
         for item in items:
             try:
+                endpoints = resolve(account, item["destination"])
                 headers = (item.get("headers") or {}).items()
-                found = read_directives(headers, {}, token=account.user.token)
-                publication = self._publication(
-                    account, item["destination"], found, queue=item.get("queue"), caller_ip=caller_ip
+                found = read_directives(
+                    headers, {}, token=account.user.token, defaults=endpoints[0].headers
                 )
+                queue = item.get("queue")
+                publication = self._publication(endpoints[0], found, queue=queue, caller_ip=caller_ip)
+                if queue is not None:
+                    self._check_queue(account, queue, new_queues)
                 body = (item.get("body") or "").encode("utf-8", "surrogatepass")
                 self._check_size(len(body))
-                accepted, message = self._accept(account, publication, body)
             except Refusal as refusal:
-                results.append({"error": refusal.text})
+                read.append(refusal)
                 continue
-            results.append(_result(accepted))
-            if message is not None:
-                messages.append(message)
+            if queue is not None and queue not in account.queues:
+                new_queues.add(queue)
+            read.append((endpoints, _drafts(publication, endpoints, body)))
+        if self._daily.limit is not None:
+            self._check_daily(account, [draft for one in read if isinstance(one, tuple) for draft in one[1]])
+        results: list[Any] = []
+        messages: list[Message] = []
+        for one in read:
+            if isinstance(one, Refusal):
+                results.append({"error": one.text})
+                continue
+            endpoints, drafts = one
+            accepted, new = self._accept(account, drafts)
+            results.append(_answer(accepted, endpoints))
+            messages += new
         await self.settle(messages)
         return respond(results)
 
     def _publication(
         self,
-        account: Account,
-        target: str,
+        endpoint: Endpoint,
         found: Directives,
         *,
         queue: str | None,
         caller_ip: str,
     ) -> Publication:
-        url = check_destination(target)
         if queue is not None:
             check_name("queue name", queue)
-            if queue not in account.queues and len(account.queues) >= self._plan.max_queues:
-                raise over_quota("maxQueues", self._plan.max_queues)
         now = self._engine.clock()
-        return self._reader.publication(url, found, now=now, queue=queue, caller_ip=caller_ip)
+        return self._reader.publication(
+            endpoint.url,
+            found,
+            now=now,
+            queue=queue,
+            caller_ip=caller_ip,
+            topic=endpoint.topic,
+            endpoint=endpoint.name,
+        )
+
+    def _check_queue(self, account: Account, queue: str, new: Collection[str] = ()) -> None:
+        """Refuse a queue too many; `new` are those that others of the same batch will create."""
+        if queue not in account.queues and queue not in new:
+            check_queue_count(self._plan, len(account.queues) + len(new))
 
     def _check_size(self, size: int) -> None:
         if size > self._plan.max_message_bytes:
             raise over_quota("maxMessageSize", self._plan.max_message_bytes)
 
-    def _accept(
-        self, account: Account, publication: Publication, body: bytes
-    ) -> tuple[Accepted, Message | None]:
-        key = None
-        if publication.dedup_id is not None:
-            key = f"id:{publication.dedup_id}"
-        elif publication.hash_content:
-            key = f"hash:{content_hash(publication, body)}"
-        return self._engine.accept(
-            account, publication.spec, body, not_before=publication.not_before, dedup_key=key
-        )
+    def _check_daily(self, account: Account, drafts: list[_Draft]) -> None:
+        """Refuse all of these messages if those that are no duplicates go beyond the daily limit."""
+        now = self._engine.clock()
+        keys = {draft.key for draft in drafts if draft.key is not None}
+        new = sum(account.earlier_publish(key, now) is None for key in keys)
+        self._daily.check(account, new + sum(draft.key is None for draft in drafts))
+
+    def _accept(self, account: Account, drafts: list[_Draft]) -> tuple[list[Accepted], list[Message]]:
+        accepted: list[Accepted] = []
+        messages: list[Message] = []
+        for draft in drafts:
+            publication = draft.publication
+            result, message = self._engine.accept(
+                account,
+                publication.spec,
+                draft.body,
+                not_before=publication.not_before,
+                dedup_key=draft.key,
+            )
+            accepted.append(result)
+            if message is not None:
+                messages.append(message)
+        if self._daily.limit is not None:
+            self._daily.count(account, len(messages))
+        return accepted, messages
 
     async def settle(self, messages: list[Message], *, undo: bool = True) -> None:
         """Make what was accepted durable, then let it go; a duplicate waits for the first one's commit.
@@ -132,6 +195,7 @@ class Publisher:
             if undo:
                 for message in messages:
                     self._engine.discard(message)
+                    self._daily.count(self._engine.accounts[message.account], -1)
             else:
                 self._let_go(messages)
             raise
@@ -142,6 +206,35 @@ class Publisher:
             self._engine.release(message)
         if messages:
             self._wake()
+
+
+def _drafts(publication: Publication, endpoints: list[Endpoint], body: bytes) -> list[_Draft]:
+    """Return the messages of a publish: the one that was read, for the first endpoint and each other one."""
+    drafts = [_Draft(publication, body, _dedup_key(publication, body))]
+    if len(endpoints) == 1:
+        return drafts
+    for endpoint in endpoints[1:]:
+        spec = replace(publication.spec, url=endpoint.url, endpoint=endpoint.name)
+        other = replace(publication, spec=spec)
+        drafts.append(_Draft(other, body, _dedup_key(other, body)))
+    return drafts
+
+
+def _dedup_key(publication: Publication, body: bytes) -> str | None:
+    """Return what equal publishes have in common (3.7): for a URL group, each endpoint has its own."""
+    if publication.dedup_id is None and not publication.hash_content:
+        return None
+    if publication.dedup_id is not None:
+        spec = publication.spec
+        own = "" if spec.topic is None else f":{spec.url}"
+        return f"id:{publication.dedup_id}{own}"
+    return f"hash:{content_hash(publication, body)}"
+
+
+def _answer(accepted: list[Accepted], endpoints: list[Endpoint]) -> Any:
+    if endpoints[0].topic is None:
+        return _result(accepted[0])
+    return [_result(one) for one in accepted]
 
 
 def _result(accepted: Accepted) -> dict[str, Any]:
@@ -181,6 +274,9 @@ def _batch_items(body: bytes) -> list[dict[str, Any]]:
     for index, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("destination"), str):
             raise bad_request(f"batch item {index}: an object with a string destination is needed")
+        unknown = set(item) - {"destination", "headers", "body", "queue"}
+        if unknown:
+            raise bad_request(f"batch item {index}: unknown field {min(unknown)[:60]!r}")
         for name in ("body", "queue"):
             if not isinstance(item.get(name), str | None):
                 raise bad_request(f"batch item {index}: {name} must be a string or null")
@@ -195,7 +291,8 @@ def _batch_items(body: bytes) -> list[dict[str, Any]]:
 def content_hash(publication: Publication, body: bytes) -> str:
     """Return the content-based id: destination, body, `Content-Type` and forwarded headers (3.7)."""
     spec = publication.spec
-    digest = sha256(json.dumps([spec.url, sorted(spec.headers)]).encode())
+    destination = [spec.url] if spec.topic is None else [spec.topic, spec.url]
+    digest = sha256(json.dumps([*destination, sorted(spec.headers)]).encode())
     digest.update(b"\0")
     digest.update(body)
     return digest.hexdigest()

@@ -8,9 +8,11 @@ from typing import Final
 
 from queuebridge.backends.qstash.devserver import flow_control, schedules
 from queuebridge.backends.qstash.devserver.engine import Engine
+from queuebridge.backends.qstash.devserver.groups import decode_group
 from queuebridge.backends.qstash.devserver.history import MAX_ENTRIES
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import Document, LogState, Message, Recovered
+from queuebridge.backends.qstash.devserver.quotas import restore_usage
 from queuebridge.backends.qstash.devserver.records import decode_keys, decode_queue
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ def _restore_schedule(engine: Engine, document: Document) -> None:
 
 def _restore_schedule_progress(engine: Engine, document: Document) -> None:
     engine.schedules.restore_progress(document)
+def _restore_group(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].groups[document.key] = decode_group(document)
 
 
 # By the kind of a document.
@@ -44,6 +48,8 @@ _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     flow_control.KIND: _restore_flow,
     schedules.KIND: _restore_schedule,
     schedules.PROGRESS_KIND: _restore_schedule_progress,
+    "group": _restore_group,
+    "usage": restore_usage,
 }
 
 
@@ -77,8 +83,9 @@ def _take_back(engine: Engine, messages: list[Message]) -> None:
         account = accounts[message.account]
         account.messages[message.id] = message
         # Before any message is admitted: a callback keeps its source's slot over the restart.
-        if message.hold is not None:
-            engine.queue_for(account, message.hold[0]).hold(message.hold[1])
+        queue = None if message.hold is None else account.queues.get(message.hold[0])
+        if message.hold is not None and queue is not None:
+            queue.hold(message.hold[1])
     # The log would drop all but the newest.
     for message in messages[-MAX_ENTRIES:]:
         accounts[message.account].history.add(message.created_ms, LogState.CREATED, message)

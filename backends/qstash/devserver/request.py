@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -56,9 +56,11 @@ class Services:
 Answer = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
 
 
-def respond(data: Any, status: int = 200) -> web.Response:
+def respond(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return a JSON answer."""
-    return web.Response(body=_encode(data).encode("ascii"), status=status, content_type="application/json")
+    return web.Response(
+        body=_encode(data).encode("ascii"), status=status, headers=headers, content_type="application/json"
+    )
 
 
 async def read_json(request: ApiRequest, default: Any = None) -> Any:
@@ -76,6 +78,21 @@ async def read_json(request: ApiRequest, default: Any = None) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise bad_request("the body is not valid JSON") from None
+
+
+async def read_object(request: ApiRequest, known: set[str]) -> dict[str, Any]:
+    """Return the JSON object in the body of a request.
+
+    Raises:
+        Refusal: 400 for anything else, or an object with other fields than the known ones.
+    """
+    data = await read_json(request)
+    if not isinstance(data, dict):
+        raise bad_request("the body must be a JSON object")
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise bad_request(f"unknown field {unknown[0][:60]!r}; known: {', '.join(sorted(known))}")
+    return data
 
 
 async def read_ids(request: ApiRequest, wanted: Query, name: str) -> list[str] | None:

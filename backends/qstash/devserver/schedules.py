@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from queuebridge.backends.qstash.devserver.cron import CronError, parse_cron
-from queuebridge.backends.qstash.devserver.destination import check_destination
 from queuebridge.backends.qstash.devserver.errors import Refusal, over_quota
+from queuebridge.backends.qstash.devserver.groups import resolve
 from queuebridge.backends.qstash.devserver.messages import Document, Message, MessageSpec, Phase
 from queuebridge.backends.qstash.devserver.records import decode_spec, encode_spec
 from queuebridge.backends.qstash.devserver.timetable import Alarm
@@ -191,20 +191,14 @@ class Schedules:
 
     def _specs(self, account: Account, schedule: Schedule) -> Iterator[MessageSpec]:
         definition = schedule.definition
-        for endpoint in endpoint_fields(account, definition.destination):
-            yield replace(definition.spec, schedule_id=schedule.id, **endpoint)
-
-
-def endpoint_fields(
-    account: Account,  # noqa: ARG001 - URL groups are those of an account
-    destination: str,
-) -> list[dict[str, Any]]:
-    """Return, for each message that goes to a destination, the fields of its spec that this decides.
-
-    Raises:
-        Refusal: 400 for a bad URL, 404 for a URL group that the account does not have.
-    """
-    return [{"url": check_destination(destination)}]
+        for endpoint in resolve(account, definition.destination):
+            yield replace(
+                definition.spec,
+                schedule_id=schedule.id,
+                url=endpoint.url,
+                topic=endpoint.topic,
+                endpoint=endpoint.name,
+            )
 
 
 def encode_definition(schedule: Schedule) -> Document:

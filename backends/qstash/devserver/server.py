@@ -56,12 +56,15 @@ class ServerSettings:
         """Check the values.
 
         Raises:
-            ConfigurationError: for an impossible port or time scale.
+            ConfigurationError: for an impossible port, time scale or burst limit.
         """
         if not 0 <= self.port <= 65_535:
             raise ConfigurationError(f"the server's port must be between 0 and 65535, not {self.port}")
         if not self.engine.time_scale > 0:
             raise ConfigurationError(f"the time scale must be above 0, not {self.engine.time_scale}")
+        burst = self.engine.burst_per_second
+        if burst is not None and burst < 1:
+            raise ConfigurationError(f"the burst limit must be at least 1 request per second, not {burst}")
 
 
 class DevServer:

@@ -1,4 +1,4 @@
-"""The JSON forms of messages, dead letters, log entries and queues (protocol 2.3, 3.8, 4.1, 8, 9.2)."""
+"""The JSON forms of messages, dead letters, log entries, queues and URL groups (protocol 2.3, 3.8, 4.1, 8, 9.2)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     Message,
     MessageSpec,
     Redaction,
+    UrlGroup,
 )
 from queuebridge.backends.qstash.devserver.schedules import Schedule
 
@@ -200,3 +201,19 @@ def queue_view(queue: FifoQueue) -> dict[str, Any]:
         "createdAt": record.created_ms,
         "updatedAt": record.updated_ms,
     }
+
+
+def group_view(group: UrlGroup) -> dict[str, Any]:
+    """Return the URL group object; `headers` are shown if there are any, in the form they are given in."""
+    data: dict[str, Any] = {
+        "name": group.name,
+        "createdAt": group.created_ms,
+        "updatedAt": group.updated_ms,
+        "endpoints": [
+            {"url": url} if name is None else {"url": url, "name": name}
+            for url, name in group.endpoints.items()
+        ],
+    }
+    if group.headers:
+        data["headers"] = {name: [value] for name, value in group.headers}
+    return data

@@ -61,12 +61,7 @@ class DeadLetters:
         """Delete by ids in the query or the body, else a page of what the filters match."""
         account = request.account
         wanted = Query(request.query, _FILTERS)
-        ids = await read_ids(request, wanted, "dlqIds")
-        cursor: str | None = None
-        if ids is not None:
-            chosen = [account.dead_letters[name] for name in ids if name in account.dead_letters]
-        else:
-            chosen, cursor = _page(account, wanted)
+        chosen, cursor = await _chosen(request, wanted)
         for letter in chosen:
             self._engine.remove_dead_letter(account, letter)
         await self._engine.store.commit()
@@ -75,14 +70,15 @@ class DeadLetters:
     async def _retry(self, request: ApiRequest, dlq_id: str) -> web.Response:
         """Publish one dead letter anew: a new message in place of the entry."""
         letter = _dead_letter(request.account, dlq_id)
-        parameters, _ = split_query(request.query)
+        parameters, rest = split_query(request.query)
+        Query(rest, frozenset())
         messages = await self._publish_anew(request, [letter], parameters)
         return respond({"messageId": messages[0].id}, 201)
 
     async def _retry_many(self, request: ApiRequest) -> web.Response:
-        """Publish dead letters anew: by `dlqIds`, else by filters, a page at a time."""
+        """Publish dead letters anew: by `dlqIds` in query or body, else by filters, a page at a time."""
         parameters, rest = split_query(request.query)
-        letters, cursor = _page(request.account, Query(rest, _FILTERS))
+        letters, cursor = await _chosen(request, Query(rest, _FILTERS))
         messages = await self._publish_anew(request, letters, parameters)
         responses = [{"messageId": message.id} for message in messages]
         return respond({"responses": responses, "cursor": cursor or ""}, 201)
@@ -107,6 +103,15 @@ class DeadLetters:
 
 def _with_cursor(data: dict[str, Any], cursor: str | None) -> dict[str, Any]:
     return data if cursor is None else {**data, "cursor": cursor}
+
+
+async def _chosen(request: ApiRequest, wanted: Query) -> tuple[list[DeadLetter], str | None]:
+    """Return what a bulk request means: ids in its query or body, else a page by filters and its cursor."""
+    letters = request.account.dead_letters
+    ids = await read_ids(request, wanted, "dlqIds")
+    if ids is None:
+        return _page(request.account, wanted)
+    return [letters[name] for name in dict.fromkeys(ids) if name in letters], None
 
 
 def _page(account: Account, wanted: Query) -> tuple[list[DeadLetter], str | None]:

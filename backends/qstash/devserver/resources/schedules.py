@@ -13,13 +13,13 @@ from queuebridge.backends.qstash.devserver.cron import CronError, parse_cron
 from queuebridge.backends.qstash.devserver.destination import NAME, check_name, split_query
 from queuebridge.backends.qstash.devserver.errors import bad_request, not_found, over_quota
 from queuebridge.backends.qstash.devserver.filters import Query
+from queuebridge.backends.qstash.devserver.groups import resolve
 from queuebridge.backends.qstash.devserver.options import Directives, OptionReader, read_directives
 from queuebridge.backends.qstash.devserver.publishing import content_hash, read_body
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, refuse_empty_id, respond
 from queuebridge.backends.qstash.devserver.schedules import (
     Definition,
     Schedule,
-    endpoint_fields,
     new_schedule_id,
 )
 from queuebridge.backends.qstash.devserver.store import StoreError
@@ -82,7 +82,11 @@ class SchedulesResource:
         parameters, query = split_query(request.query)
         if query:
             target = f"{target}?{query}"
-        found = read_directives(request.http.headers.items(), parameters, token=account.user.token)
+        # The default headers of a URL group are those at the time of the creation.
+        defaults = resolve(account, target)[0].headers
+        found = read_directives(
+            request.http.headers.items(), parameters, token=account.user.token, defaults=defaults
+        )
         wanted = await self._wanted(request, target, found)
         now = self._engine.clock()
         if wanted.dedup_key is not None:
@@ -100,7 +104,6 @@ class SchedulesResource:
             Refusal: 400 for a malformed option or URL, 404 for an unknown URL group, 412 beyond the plan.
         """
         options = found.options
-        endpoint_fields(request.account, target)
         cron = options.pop("cron", None)
         if cron is None:
             raise bad_request("Upstash-Cron is missing: a schedule needs a cron expression")
@@ -139,7 +142,7 @@ class SchedulesResource:
         replaced = account.schedules.get(wanted.schedule_id)
         previous = None if replaced is None else replaced.definition
         limit = self._plan.max_schedules
-        if replaced is None and len(account.schedules) >= limit:
+        if replaced is None and limit is not None and len(account.schedules) >= limit:
             raise over_quota("maxSchedules", limit)
         store = self._engine.store
         schedule = self._schedules.put(account, wanted.schedule_id, wanted.definition)

@@ -251,6 +251,18 @@ def test_sweep_forgets_publishes_and_dead_letters_past_their_time(world: Any) ->
     assert not world.account.dead_letters
 
 
+def test_sweep_forgets_logs_past_their_time(world: Any) -> None:
+    world.engine.cancel(world.account, world.publish())
+    world.clock.now += 6 * 86_400
+    later = world.publish(delay=60)
+
+    world.clock.now += 86_400
+    sweep(world.engine)
+
+    (entry,) = world.account.history.oldest_first()
+    assert entry.message is later
+
+
 def test_retried_dead_letter_is_a_new_message_in_place_of_the_entry(world: Any) -> None:
     message = world.publish(max_retries=0)
     world.start()

@@ -246,7 +246,7 @@ def test_url_destination_is_kept_as_it_is(url: str) -> None:
         ("http://", 400, "host is missing"),
         ("http://host:99999/", 400, "invalid destination url"),
         ("http://host/\udcff", 400, "UTF-8"),
-        ("my-group", 404, "not supported"),
+        ("my-group", 404, "url group my-group not found"),
         ("api/llm", 400, "not supported"),
     ],
 )
