@@ -16,8 +16,22 @@ from queuebridge.loading import import_optional
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
 @click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
 @click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this.")
+@click.option(
+    "--resolve",
+    multiple=True,
+    metavar="HOST=URL",
+    help="Send deliveries for HOST (or HOST:PORT) to a local URL, signed for the public one. Repeatable.",
+)
 @click.option("--print-env", is_flag=True, help="Print the environment that clients and receivers need.")
-def command(host: str, port: int, db: Path | None, memory: bool, time_scale: float, print_env: bool) -> None:
+def command(
+    host: str,
+    port: int,
+    db: Path | None,
+    memory: bool,
+    time_scale: float,
+    resolve: tuple[str, ...],
+    print_env: bool,
+) -> None:
     """Run a QStash-compatible server for development: same API, same signatures, no account.
 
     It knows the public development users of QStash; whoever reaches the port can publish.
@@ -39,7 +53,11 @@ def command(host: str, port: int, db: Path | None, memory: bool, time_scale: flo
             click.echo(f"export QSTASH_NEXT_SIGNING_KEY='{user.next_signing_key}'")
 
     settings = server.ServerSettings(
-        host=host, port=port, db_path=db, engine=engine.EngineSettings(time_scale=time_scale)
+        host=host,
+        port=port,
+        db_path=db,
+        resolve=tuple(server.Resolution.parse(text) for text in resolve),
+        engine=engine.EngineSettings(time_scale=time_scale),
     )
     try:
         server.run(settings, on_ready=announce)

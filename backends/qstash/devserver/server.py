@@ -22,6 +22,7 @@ from queuebridge.backends.qstash.devserver.dispatcher import Dispatcher
 from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.request import Services
+from queuebridge.backends.qstash.devserver.resolving import Resolution, Resolver
 from queuebridge.backends.qstash.devserver.sender import Sender
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.store import MemoryStore, Store
@@ -39,7 +40,7 @@ class ServerSettings:
 
     `port` 0 takes a free one. `db_path` None keeps everything in memory. `durable` makes a commit
     survive a power cut, not only the end of the process. `grace_seconds` is how long a stop waits
-    for requests in flight.
+    for requests in flight. `resolve` sends deliveries for public hosts to local URLs.
     """
 
     host: str = "127.0.0.1"
@@ -48,18 +49,20 @@ class ServerSettings:
     durable: bool = True
     region: str = DEFAULT_REGION
     grace_seconds: float = 2.0
+    resolve: tuple[Resolution, ...] = ()
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ConfigurationError: for an impossible port or time scale.
+            ConfigurationError: for an impossible port or time scale, or a host that is resolved twice.
         """
         if not 0 <= self.port <= 65_535:
             raise ConfigurationError(f"the server's port must be between 0 and 65535, not {self.port}")
         if not self.engine.time_scale > 0:
             raise ConfigurationError(f"the time scale must be above 0, not {self.engine.time_scale}")
+        Resolver(self.resolve)
 
 
 class DevServer:
@@ -104,7 +107,8 @@ class DevServer:
         recovered = await store.load()
         self._stack.push_async_callback(store.close)
         recover(engine, recovered)
-        sender = Sender(plan=settings.engine.plan, clock=time.time, region=settings.region)
+        resolver = Resolver(settings.resolve) if settings.resolve else None
+        sender = Sender(plan=settings.engine.plan, clock=time.time, region=settings.region, resolver=resolver)
         self._stack.push_async_callback(sender.close)
         dispatcher = Dispatcher(engine, sender.attempt)
         self._stack.push_async_callback(dispatcher.stop, grace_seconds=settings.grace_seconds)
