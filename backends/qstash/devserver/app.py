@@ -13,6 +13,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
+from queuebridge.backends.qstash.devserver.admin.resource import PREFIX as ADMIN_PREFIX
+from queuebridge.backends.qstash.devserver.admin.resource import Admin
 from queuebridge.backends.qstash.devserver.errors import UNAUTHENTICATED, Refusal, not_found, unsupported
 from queuebridge.backends.qstash.devserver.publishing import Publisher
 from queuebridge.backends.qstash.devserver.request import Answer, ApiRequest, Services, query_token, respond
@@ -38,7 +40,8 @@ _MISSING: Final = {
 class App:
     """Authenticates, routes and turns every error into JSON."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, admin: Admin) -> None:
+        self._admin = admin
         self._accounts = {account.user.token: account for account in services.engine.accounts.values()}
         self._resources = _resources(services)
 
@@ -63,6 +66,9 @@ class App:
         path, _, query = request.raw_path.partition("?")
         account = self._authenticate(request, query)
         if not path.startswith(_PREFIX):
+            if path.startswith(ADMIN_PREFIX):
+                rest = path[len(ADMIN_PREFIX) :]
+                return await self._admin.answer(ApiRequest(request, account, request.method, path, rest, query))
             if path.startswith(("/v1/", "/llm/")):
                 raise unsupported(path[:60])
             raise not_found(f"no such path: {path[:60]}")

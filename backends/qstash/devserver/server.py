@@ -16,6 +16,9 @@ from typing import Final
 
 from aiohttp import web
 
+from queuebridge.backends.qstash.devserver.admin.attempts import Attempts
+from queuebridge.backends.qstash.devserver.admin.resource import Admin
+from queuebridge.backends.qstash.devserver.admin.travel import Traveller
 from queuebridge.backends.qstash.devserver.app import App
 from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.dispatcher import Dispatcher
@@ -110,9 +113,11 @@ class DevServer:
         resolver = Resolver(settings.resolve) if settings.resolve else None
         sender = Sender(plan=settings.engine.plan, clock=time.time, region=settings.region, resolver=resolver)
         self._stack.push_async_callback(sender.close)
-        dispatcher = Dispatcher(engine, sender.attempt)
+        attempts = Attempts(sender, engine.clock)
+        dispatcher = Dispatcher(engine, attempts.attempt)
         self._stack.push_async_callback(dispatcher.stop, grace_seconds=settings.grace_seconds)
-        protocol = App(Services(engine, dispatcher.wake)).server()
+        admin = Admin(engine, attempts, Traveller(engine, dispatcher))
+        protocol = App(Services(engine, dispatcher.wake), admin).server()
         runner = web.ServerRunner(protocol, shutdown_timeout=settings.grace_seconds)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

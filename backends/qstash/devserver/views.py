@@ -19,7 +19,8 @@ from queuebridge.backends.qstash.devserver.messages import (
 )
 
 
-def _redacted(value: bytes) -> str:
+def redacted(value: bytes) -> str:
+    """Return what is shown in the place of a redacted value."""
     return "REDACTED:" + sha256(value).hexdigest()
 
 
@@ -28,11 +29,12 @@ def _shown_headers(headers: HeaderPairs, redaction: Redaction | None) -> dict[st
     if redaction is not None:
         for name, values in shown.items():
             if redaction.all_headers or name.lower() in redaction.headers:
-                shown[name] = [_redacted(value.encode("utf-8", "surrogateescape")) for value in values]
+                shown[name] = [redacted(value.encode("utf-8", "surrogateescape")) for value in values]
     return shown
 
 
-def _text_or_base64(name: str, content: bytes) -> dict[str, str]:
+def text_or_base64(name: str, content: bytes) -> dict[str, str]:
+    """Return a body under its name, or with `Base64` after the name if it is no text; nothing for an empty one."""
     if not content:
         return {}
     try:
@@ -82,9 +84,9 @@ def message_view(message: Message) -> dict[str, Any]:
         **_spec_fields(spec, "callbackHeader", "failureCallbackHeader"),
     }
     if spec.redaction is not None and spec.redaction.body and message.body:
-        data["body"] = _redacted(message.body)
+        data["body"] = redacted(message.body)
     else:
-        data.update(_text_or_base64("body", message.body))
+        data.update(text_or_base64("body", message.body))
     if spec.retry_delay is not None:
         data["retryDelayExpression"] = spec.retry_delay
     if spec.caller_ip:
@@ -99,7 +101,7 @@ def dead_letter_view(letter: DeadLetter) -> dict[str, Any]:
     data["responseStatus"] = letter.outcome.status
     if letter.outcome.headers:
         data["responseHeader"] = header_map(letter.outcome.headers)
-    data.update(_text_or_base64("responseBody", letter.outcome.body))
+    data.update(text_or_base64("responseBody", letter.outcome.body))
     return data
 
 
@@ -118,7 +120,7 @@ def log_view(entry: LogEntry, *, two_ls: bool) -> dict[str, Any]:
     }
     if message.body:
         redact = spec.redaction is not None and spec.redaction.body
-        data["body"] = _redacted(message.body) if redact else b64encode(message.body).decode("ascii")
+        data["body"] = redacted(message.body) if redact else b64encode(message.body).decode("ascii")
     if spec.timeout_seconds is not None:
         data["timeout"] = spec.timeout_seconds * 1000
     if spec.retry_delay is not None:
