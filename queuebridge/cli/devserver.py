@@ -11,8 +11,19 @@ from queuebridge.loading import import_optional
 
 
 @click.command("devserver")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Others than the loopback let strangers in: the tokens are public.",
+)
+@click.option(
+    "--port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="Port to listen on; 0 takes a free one.",
+)
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
 @click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
 @click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this.")

@@ -35,6 +35,8 @@ from queuebridge.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 30.0
+# Addresses that mean every interface: one can listen on them, but not portably connect to them.
+_WILDCARDS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,8 @@ class DevServer:
 
     @property
     def base_url(self) -> str:
-        """The URL clients use, with the port really taken; valid after `start`."""
-        host = self.settings.host
+        """The URL clients on this machine use, with the port really taken; valid after `start`."""
+        host = _WILDCARDS.get(self.settings.host, self.settings.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     async def start(self) -> None:
@@ -220,5 +222,8 @@ def _warn_if_public(host: str) -> None:
         local = local or ipaddress.ip_address(host).is_loopback
     if not local:
         logger.warning(
-            "listening on %s with public development tokens: anyone who reaches it can use it", host
+            "listening on %s: the tokens and signing keys of this server are published ones, so whoever reaches its "
+            "port can read and send messages, also to addresses that only this machine reaches; --host 127.0.0.1 "
+            "keeps others out",
+            host or "all interfaces",
         )
