@@ -16,10 +16,11 @@ FAULTS: Final = ("drop", "lose_answer", "delay", "duplicate", "error")
 _FILTERS: Final = ("url", "host", "path", "label")
 # What a script of each kind says besides `count` and filters.
 _OWN: Final[Mapping[str, tuple[str, ...]]] = {"delay": ("seconds",), "error": ("status", "headers", "body")}
-_MAX_SCRIPTS: Final = 1000
+_MAX_SCRIPTS: Final = 100
 _MAX_COUNT: Final = 1_000_000
 _MAX_SECONDS: Final = 7200
 _MAX_BODY_BYTES: Final = 1024 * 1024
+_MAX_TEXT: Final = 16 * 1024
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -106,7 +107,7 @@ def _read(data: Any, number: int, account: str) -> Script:
     for name in data:
         if name not in allowed:
             raise bad_request(f"unknown field {name[:40]!r} of a {fault} fault; known: {', '.join(allowed)}")
-    _check_text(data)
+    _check_texts(data)
     count = _integer(data, "count", 1, 1, _MAX_COUNT)
     filters = {name: data[name] for name in _FILTERS if name in data}
     for name, value in filters.items():
@@ -127,11 +128,14 @@ def _read(data: Any, number: int, account: str) -> Script:
     return script
 
 
-def _check_text(data: dict[str, Any]) -> None:
-    texts = [*data.values()]
-    if isinstance(data.get("headers"), dict):
-        texts += [*data["headers"], *data["headers"].values()]
-    for text in texts:
+def _check_texts(data: dict[str, Any]) -> None:
+    texts = [text for name, text in data.items() if name != "body" and isinstance(text, str)]
+    headers = data.get("headers")
+    if isinstance(headers, dict):
+        texts += [text for text in (*headers, *headers.values()) if isinstance(text, str)]
+    if sum(map(len, texts)) > _MAX_TEXT:
+        raise bad_request(f"headers and filters are too long: more than {_MAX_TEXT} characters")
+    for text in (*texts, data.get("body")):
         if isinstance(text, str) and not text.isascii():
             try:
                 text.encode("utf-8")

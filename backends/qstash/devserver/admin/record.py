@@ -20,10 +20,10 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 # Roughly what an entry takes besides header values and bodies.
 _ENTRY_BYTES: Final = 2048
 _CREDENTIAL: Final = re.compile(
-    r"auth|cookie|token|secret|password|signature|credential|session|api-?key", re.IGNORECASE
+    r"auth|cookie|token|secret|password|signature|credential|session|api[-_]?key", re.IGNORECASE
 )
 _HIDDEN: Final = "REDACTED"
-_USERINFO: Final = re.compile(r"(?<=://)[^/?#@]*@")
+_USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
 
 
 class Delivery(NamedTuple):
@@ -93,7 +93,7 @@ def delivery_view(delivery: Delivery) -> dict[str, Any]:
         "messageId": message.id,
         "retried": delivery.retried,
         "method": message.spec.method,
-        "url": _USERINFO.sub(f"{_HIDDEN}@", message.spec.url),
+        "url": _shown_url(message.spec.url),
         "header": _headers(delivery.headers.items(), redaction),
         **_body(message.body, redaction),
     }
@@ -111,6 +111,14 @@ def delivery_view(delivery: Delivery) -> dict[str, Any]:
             **_body(outcome.body, redaction),
         }
     return data
+
+
+def _shown_url(url: str) -> str:
+    address, mark, query = _USERINFO.sub(f"{_HIDDEN}@", url).partition("?")
+    parameters = [part.partition("=") for part in query.split("&")]
+    return address + mark + "&".join(
+        name + sign + (_HIDDEN if sign and _CREDENTIAL.search(name) else value) for name, sign, value in parameters
+    )
 
 
 def _headers(headers: Iterable[tuple[str, str]], redaction: Redaction | None) -> dict[str, list[str]]:
@@ -152,5 +160,5 @@ def _without_headers_inside(body: bytes, redaction: Redaction | None) -> bytes:
                 if isinstance(values, list)
             }
     if isinstance(data.get("url"), str):
-        data["url"] = _USERINFO.sub(f"{_HIDDEN}@", data["url"])
+        data["url"] = _shown_url(data["url"])
     return json.dumps(data, separators=(",", ":")).encode()

@@ -84,13 +84,13 @@ def test_attempt_without_an_answer_shows_the_error(world: Any) -> None:
 
 
 def test_credentials_are_shown_nowhere(world: Any) -> None:
-    message = world.publish("http://user:s3cret@host/x")
+    message = world.publish("http://user:p@s3cret@host/a@b?x=1&api_key=s3cret&y=2")
     names = ("Authorization", "Cookie", "X-Api-Key", "Upstash-Signature", "X-Hub-Token", "Proxy-Authorization")
 
     found = recorded(message, dict.fromkeys(names, "s3cret"), Outcome(status=200, headers=(("Set-Cookie", "s3cret"),)))
 
     assert "s3cret" not in json.dumps(found)
-    assert found["url"] == "http://REDACTED@host/x"
+    assert found["url"] == "http://REDACTED@host/a@b?x=1&api_key=REDACTED&y=2"
     assert found["header"]["Authorization"] == ["REDACTED"]
 
 
