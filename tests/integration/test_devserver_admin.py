@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from processes import wait_until
 
-from queuebridge.backends.qstash.devserver import running_server
+from queuebridge.backends.qstash.devserver import ServerSettings, running_server
 from queuebridge.backends.qstash.protocol import DEV_USERS
 
 USER, OTHER = DEV_USERS[:2]
@@ -143,3 +147,60 @@ def test_deliveries_are_listed_in_pages_with_filters() -> None:
         assert page(cursor=cursor, order="latestFirst") == (["n2", "n1", "n0"], None)
         assert page(path="/jobs/1") == (["n1", "n3"], None)
         assert page(label="n2") == (["n2"], None)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of a destination that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+
+
+def advance_in_thread(base_url: str) -> tuple[threading.Thread, list[httpx.Response | httpx.HTTPError]]:
+    answers: list[httpx.Response | httpx.HTTPError] = []
+
+    def advance() -> None:
+        with client_of(base_url) as http:
+            try:
+                answers.append(http.post("/_queuebridge/time", json={"advance": "1h"}))
+            except httpx.HTTPError as error:
+                answers.append(error)
+
+    thread = threading.Thread(target=advance)
+    thread.start()
+    return thread, answers
+
+
+def wait_until_travelling(http: httpx.Client) -> None:
+    wait_until(lambda: http.get("/_queuebridge/time").json()["travelling"], what="the journey")
+
+
+def test_journey_is_cancelled_from_elsewhere_and_another_one_refused(silent: str) -> None:
+    with running_server() as base_url, client_of(base_url) as http:
+        http.post(f"/v2/publish/{silent}", headers={"Upstash-Timeout": "20"})
+        thread, answers = advance_in_thread(base_url)
+        wait_until_travelling(http)
+        for said in ({"advance": 1}, {"stop": True}, {"resume": True}):
+            refused = http.post("/_queuebridge/time", json=said)
+            assert (refused.status_code, "is being advanced" in refused.text) == (409, True)
+
+        assert http.post("/_queuebridge/time", json={"cancel": True}).json()["cancelled"] is True
+
+        thread.join()
+        (answer,) = answers
+        assert isinstance(answer, httpx.Response)
+        assert (answer.status_code, "cancelled; deliveries in flight: 1" in answer.text) == (409, True)
+        assert http.post("/_queuebridge/time", json={"cancel": True}).json()["cancelled"] is False
+
+
+def test_server_that_is_stopped_ends_a_journey(silent: str) -> None:
+    with running_server(ServerSettings(port=0, grace_seconds=0.2)) as base_url, client_of(base_url) as http:
+        http.post(f"/v2/publish/{silent}")
+        thread, answers = advance_in_thread(base_url)
+        wait_until_travelling(http)
+        begin = time.monotonic()
+
+    thread.join()
+    # Far less than the journey or the delivery would take.
+    assert time.monotonic() - begin < 20
+    assert len(answers) == 1

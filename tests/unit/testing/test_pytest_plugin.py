@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,7 @@ def run(pytester: pytest.Pytester, code: str, **more: str) -> pytest.RunResult:
     pytester.makepyfile(code)
     for name, text in more.items():
         pytester.makepyfile(**{name: text})
-    loaded = pytester.plugins or any(
-        point.name == "queuebridge" for point in importlib.metadata.entry_points(group="pytest11")
-    )
+    loaded = any(point.name == "queuebridge" for point in entry_points(group="pytest11"))
     return pytester.runpytest_subprocess(*([] if loaded else ["-p", "queuebridge.testing.plugin"]), timeout=50)
 
 
