@@ -151,7 +151,7 @@ def _integer(data: dict[str, Any], name: str, default: int, low: int, high: int)
 
 
 def _seconds(data: dict[str, Any]) -> float:
-    value = data.get("seconds")
+    value: Any = data.get("seconds")
     if type(value) not in (int, float) or not 0 < value <= _MAX_SECONDS:
         raise bad_request(f"seconds must be a number above 0, at most {_MAX_SECONDS}")
     return float(value)
