@@ -19,6 +19,7 @@ from queuebridge.settings import Settings
 
 _COLORS = {"server": "cyan", "receiver": "green", "worker": "yellow", "reconcile": "magenta"}
 _READY_SECONDS = 30
+_PORT = click.IntRange(1, 65_535)
 
 
 @click.command("dev")
@@ -27,8 +28,8 @@ _READY_SECONDS = 30
     type=click.Choice(["qstash", "celery", "rq"]),
     help="Which backend to run jobs on. Default: what the environment selects.",
 )
-@click.option("--port", default=8000, show_default=True, help="Port of the receiver.")
-@click.option("--server-port", default=8080, show_default=True, help="Port of the embedded QStash server.")
+@click.option("--port", default=8000, show_default=True, type=_PORT, help="Port of the receiver.")
+@click.option("--server-port", default=8080, show_default=True, type=_PORT, help="Port of the embedded QStash server.")
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep messages in this file.")
 def command(backend: str | None, port: int, server_port: int, db: Path | None) -> None:
     """Start the embedded QStash server, the receiver and, for celery or rq, a worker.

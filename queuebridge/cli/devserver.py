@@ -14,8 +14,19 @@ QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
 
 
 @click.command("devserver")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Others than the loopback let strangers in: the tokens are public.",
+)
+@click.option(
+    "--port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(0, 65_535),
+    help="Port to listen on; 0 takes a free one.",
+)
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
 @click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
 @click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this.")
@@ -27,9 +38,22 @@ QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
     envvar="QSTASH_DEV_QUOTA",
     help="Plan whose limits apply; also read from QSTASH_DEV_QUOTA.",
 )
+@click.option(
+    "--resolve",
+    multiple=True,
+    metavar="HOST=URL",
+    help="Send deliveries for HOST (or HOST:PORT) to a local URL, signed for the public one. Repeatable.",
+)
 @click.option("--print-env", is_flag=True, help="Print the environment that clients and receivers need.")
 def command(
-    host: str, port: int, db: Path | None, memory: bool, time_scale: float, quota: str, print_env: bool
+    host: str,
+    port: int,
+    db: Path | None,
+    memory: bool,
+    time_scale: float,
+    quota: str,
+    resolve: tuple[str, ...],
+    print_env: bool,
 ) -> None:
     """Run a QStash-compatible server for development: same API, same signatures, no account.
 
@@ -59,6 +83,7 @@ def command(
         host=host,
         port=port,
         db_path=db,
+        resolve=tuple(server.Resolution.parse(text) for text in resolve),
         engine=engine.EngineSettings(plan=protocol.PLANS[quota], time_scale=time_scale),
     )
     try:

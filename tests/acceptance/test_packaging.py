@@ -33,6 +33,7 @@ NEEDS = {
     "queuebridge.backends.celery.inventory.rules": "celery",
     "queuebridge.backends.celery.inventory.source": "celery",
     "queuebridge.backends.qstash.devserver": "aiohttp",
+    "queuebridge.backends.qstash.devserver.admin": "aiohttp",
     "queuebridge.backends.qstash.devserver.page": "aiohttp",
     "queuebridge.backends.qstash.devserver.resources": "aiohttp",
     "queuebridge.storage.redis": "redis",

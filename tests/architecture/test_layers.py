@@ -36,6 +36,7 @@ CORE = Layer(
         "queuebridge.cli",
         "queuebridge.demo",
         "queuebridge.storage",
+        "queuebridge.testing",
         "queuebridge.ledger.sealing",
     ),
 )
@@ -65,6 +66,8 @@ LAYERS = [
     Layer("storage.redis", ("queuebridge.storage.redis",), (*VALIDATION, "redis"), ("core", "storage")),
     Layer("backends", ("queuebridge.backends",), (), without=("queuebridge.backends.*",)),
     Layer("receiver", ("bridge_app",), (*VALIDATION, "flask", "werkzeug"), ("core",)),
+    # In its own process a test meets the adapters only through what loads them.
+    Layer("testing", ("queuebridge.testing",), (*VALIDATION, "pytest"), ("core",)),
     Layer("demo", ("queuebridge.demo",), (*VALIDATION, "redis", "fakeredis"), ("core",)),
     # Flask for the type of the receiver only.
     Layer("cli", ("queuebridge.cli",), (*VALIDATION, "click", "rich", "flask"), ("core", "demo")),
@@ -132,6 +135,9 @@ def test_module_imports_only_what_its_layer_may(module: Module) -> None:
         ("queuebridge.cli.worker", "queuebridge.backends.rq.worker"),
         ("queuebridge.demo.migration", "queuebridge.cli.app"),
         ("queuebridge.demo.migration", "click"),
+        ("queuebridge.bridge", "queuebridge.testing.server"),
+        ("queuebridge.testing.server", "queuebridge.backends.qstash.devserver.server"),
+        ("queuebridge.testing.plugin", "aiohttp"),
     ],
 )
 def test_layer_rules_forbid(module: str, target: str) -> None:

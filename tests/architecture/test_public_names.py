@@ -62,6 +62,7 @@ PUBLIC = {
         "judge_advance",
         "task_statistics",
     ],
+    "queuebridge.testing": ["BridgeReceiver", "QStashReceiver", "QStashServer", "ReceivedRequest", "RecordedDelivery"],
     "bridge_app": ["FailedDelivery", "create_app", "create_blueprint"],
 }
 PACKAGES = [module for module in modules() if module.is_package]

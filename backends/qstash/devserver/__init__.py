@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from queuebridge.backends.qstash.devserver.engine import EngineSettings
+from queuebridge.backends.qstash.devserver.resolving import Resolution
 from queuebridge.backends.qstash.devserver.server import (
     DevServer,
     ServerSettings,
@@ -11,4 +12,4 @@ from queuebridge.backends.qstash.devserver.server import (
     serve,
 )
 
-__all__ = ["DevServer", "EngineSettings", "ServerSettings", "run", "running_server", "serve"]
+__all__ = ["DevServer", "EngineSettings", "Resolution", "ServerSettings", "run", "running_server", "serve"]

@@ -14,6 +14,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from queuebridge.backends.qstash.devserver.account import Account
+from queuebridge.backends.qstash.devserver.admin.resource import PREFIX as ADMIN_PREFIX
+from queuebridge.backends.qstash.devserver.admin.resource import Admin
 from queuebridge.backends.qstash.devserver.errors import READ_ONLY, UNAUTHENTICATED, Refusal, not_found, unsupported
 from queuebridge.backends.qstash.devserver.page.page import OVERVIEW_PATH, Page
 from queuebridge.backends.qstash.devserver.publishing import Publisher
@@ -41,7 +43,8 @@ _MISSING: Final = {
 class App:
     """Authenticates, routes and turns every error into JSON; `host` is what the server listens on."""
 
-    def __init__(self, services: Services, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, services: Services, admin: Admin, *, host: str = "127.0.0.1") -> None:
+        self._admin = admin
         self._accounts = {account.user.token: account for account in services.engine.accounts.values()}
         self._readers = {account.user.read_only_token: account for account in services.engine.accounts.values()}
         burst = services.engine.settings.burst_per_second
@@ -75,6 +78,9 @@ class App:
         if path == OVERVIEW_PATH or path.startswith(OVERVIEW_PATH + "/"):
             return await self._page.overview(ApiRequest(request, account, request.method, path, "", query))
         if not path.startswith(_PREFIX):
+            if path.startswith(ADMIN_PREFIX):
+                rest = path[len(ADMIN_PREFIX) :]
+                return await self._admin.answer(ApiRequest(request, account, request.method, path, rest, query))
             if path.startswith(("/v1/", "/llm/")):
                 raise unsupported(path[:60])
             raise not_found(f"no such path: {path[:60]}")

@@ -48,6 +48,25 @@ class Dispatcher:
         if self._soon is None and self._running and self._loop is not None:
             self._soon = self._loop.call_soon(self._tick)
 
+    @property
+    def in_flight(self) -> int:
+        """How many messages are being sent."""
+        return len(self._tasks)
+
+    @property
+    def busy(self) -> bool:
+        """Whether messages are being sent, or will be looked for in the next turn of the loop."""
+        return bool(self._tasks) or self._soon is not None
+
+    async def settle(self) -> None:
+        """Send what is due and wait until nothing is in flight; what falls due meanwhile is sent as well."""
+        self.wake()
+        while self.busy and self._running:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            else:
+                await asyncio.sleep(0)
+
     async def stop(self, *, grace_seconds: float) -> None:
         """Start nothing more, wait for requests in flight, then abandon the rest.
 
@@ -57,6 +76,7 @@ class Dispatcher:
         for handle in (self._timer, self._sweeper, self._soon):
             if handle is not None:
                 handle.cancel()
+        self._soon = None
         if not self._tasks:
             return
         _, abandoned = await asyncio.wait(self._tasks, timeout=grace_seconds)

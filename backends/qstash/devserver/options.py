@@ -236,7 +236,10 @@ class OptionReader:
         for option, value in own.items():
             if option.startswith(_FORWARD):
                 _forward(headers, option[len(_FORWARD) :], value)
-        start = base or MessageSpec(url=url, max_retries=spec.max_retries, caller_ip=spec.caller_ip)
+        # A callback repeats the message, and must not show what is redacted there.
+        start = base or MessageSpec(
+            url=url, max_retries=spec.max_retries, caller_ip=spec.caller_ip, redaction=spec.redaction
+        )
         changes = {**self._common(own), "url": url, "headers": tuple(headers.values())}
         return replace(start, **changes)
 

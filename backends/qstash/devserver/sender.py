@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from queuebridge.backends.qstash.devserver.messages import Message, Outcome
+from queuebridge.backends.qstash.devserver.resolving import Resolver
 from queuebridge.backends.qstash.protocol import (
     DEFAULT_REGION,
     DELIVERY_USER_AGENT,
@@ -48,9 +49,24 @@ def _timeout(seconds: int) -> aiohttp.ClientTimeout:
 
 
 class Sender:
-    """Sends attempts over one shared connection pool. Create it inside the running loop; close it."""
+    """Sends attempts over one shared connection pool. Create it inside the running loop; close it.
 
-    def __init__(self, *, plan: PlanLimits, clock: Callable[[], float], region: str = DEFAULT_REGION) -> None:
+    Args:
+        plan: Bounds timeouts and the length of answers.
+        clock: The machine's time in Unix seconds: receivers compare signatures with theirs.
+        region: What deliveries say about where they come from.
+        resolver: Sends deliveries for some hosts elsewhere; they are signed as if they were not.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: PlanLimits,
+        clock: Callable[[], float],
+        region: str = DEFAULT_REGION,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self._resolver = resolver
         self._plan = plan
         self._clock = clock
         self._region = region
@@ -64,21 +80,32 @@ class Sender:
 
     async def attempt(self, message: Message, signing_key: str) -> Outcome:
         """Send a message once and return what came of it; never raises but for cancellation."""
-        spec = message.spec
+        return await self.send(message, self.headers(message, signing_key))
+
+    def timeout_seconds(self, message: Message) -> int:
+        """Return how long an attempt waits for its answer."""
         limit = self._plan.max_timeout_seconds
-        seconds = limit if spec.timeout_seconds is None else min(spec.timeout_seconds, limit)
+        return limit if message.spec.timeout_seconds is None else min(message.spec.timeout_seconds, limit)
+
+    async def send(self, message: Message, headers: CIMultiDict[str]) -> Outcome:
+        """Send a message once, with these headers; see `attempt`."""
+        spec = message.spec
+        seconds = self.timeout_seconds(message)
+        url = spec.url
+        if self._resolver is not None and (place := self._resolver.place_of(url)) is not None:
+            url, host = place
+            headers.setdefault("Host", host)
         try:
             async with self._session.request(
                 spec.method,
-                _url(spec.url),
+                _url(url),
                 data=io.BytesIO(message.body) if len(message.body) > _LARGE_BODY else message.body,
-                headers=self._headers(message, signing_key),
+                headers=headers,
                 allow_redirects=False,
                 timeout=_timeout(seconds),
             ) as response:
                 body = await _read(response, self._plan.max_message_bytes)
-                headers = tuple(response.headers.items())
-                return Outcome(status=response.status, headers=headers, body=body)
+                return Outcome(status=response.status, headers=tuple(response.headers.items()), body=body)
         except asyncio.TimeoutError:
             return Outcome(error=f"no answer within {seconds} s")
         except aiohttp.InvalidURL:
@@ -93,7 +120,8 @@ class Sender:
         """Close all connections."""
         await self._session.close()
 
-    def _headers(self, message: Message, signing_key: str) -> CIMultiDict[str]:
+    def headers(self, message: Message, signing_key: str) -> CIMultiDict[str]:
+        """Return the headers of an attempt, signed now."""
         spec = message.spec
         headers: CIMultiDict[str] = CIMultiDict()
         headers["User-Agent"] = DELIVERY_USER_AGENT

@@ -17,6 +17,9 @@ from typing import Final
 from aiohttp import web
 
 from queuebridge.backends.qstash.devserver.account import Account
+from queuebridge.backends.qstash.devserver.admin.attempts import Attempts
+from queuebridge.backends.qstash.devserver.admin.resource import Admin
+from queuebridge.backends.qstash.devserver.admin.travel import Traveller
 from queuebridge.backends.qstash.devserver.app import App
 from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.dispatcher import Dispatcher
@@ -24,6 +27,7 @@ from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
 from queuebridge.backends.qstash.devserver.messages import SigningKeys
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.request import Services
+from queuebridge.backends.qstash.devserver.resolving import Resolution, Resolver
 from queuebridge.backends.qstash.devserver.sender import Sender
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.store import MemoryStore, Store
@@ -33,6 +37,8 @@ from queuebridge.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _START_SECONDS: Final = 30.0
+# Addresses that mean every interface: one can listen on them, but not portably connect to them.
+_WILDCARDS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised, not chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,7 @@ class ServerSettings:
 
     `port` 0 takes a free one. `db_path` None keeps everything in memory. `durable` makes a commit
     survive a power cut, not only the end of the process. `grace_seconds` is how long a stop waits
-    for requests in flight.
+    for requests in flight. `resolve` sends deliveries for public hosts to local URLs.
     """
 
     host: str = "127.0.0.1"
@@ -50,13 +56,14 @@ class ServerSettings:
     durable: bool = True
     region: str = DEFAULT_REGION
     grace_seconds: float = 2.0
+    resolve: tuple[Resolution, ...] = ()
     engine: EngineSettings = field(default_factory=EngineSettings)
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ConfigurationError: for an impossible port, time scale or burst limit.
+            ConfigurationError: for an impossible port, time scale or burst limit, or a host that is resolved twice.
         """
         if not 0 <= self.port <= 65_535:
             raise ConfigurationError(f"the server's port must be between 0 and 65535, not {self.port}")
@@ -65,6 +72,7 @@ class ServerSettings:
         burst = self.engine.burst_per_second
         if burst is not None and burst < 1:
             raise ConfigurationError(f"the burst limit must be at least 1 request per second, not {burst}")
+        Resolver(self.resolve)
 
 
 class DevServer:
@@ -78,8 +86,8 @@ class DevServer:
 
     @property
     def base_url(self) -> str:
-        """The URL clients use, with the port really taken; valid after `start`."""
-        host = self.settings.host
+        """The URL clients on this machine use, with the port really taken; valid after `start`."""
+        host = _WILDCARDS.get(self.settings.host, self.settings.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     @property
@@ -116,11 +124,14 @@ class DevServer:
         self._stack.push_async_callback(store.close)
         recover(engine, recovered)
         self._first_account = engine.accounts[settings.engine.users[0].name]
-        sender = Sender(plan=settings.engine.plan, clock=time.time, region=settings.region)
+        resolver = Resolver(settings.resolve) if settings.resolve else None
+        sender = Sender(plan=settings.engine.plan, clock=time.time, region=settings.region, resolver=resolver)
         self._stack.push_async_callback(sender.close)
-        dispatcher = Dispatcher(engine, sender.attempt)
+        attempts = Attempts(sender, engine.clock)
+        dispatcher = Dispatcher(engine, attempts.attempt)
         self._stack.push_async_callback(dispatcher.stop, grace_seconds=settings.grace_seconds)
-        protocol = App(Services(engine, dispatcher.wake), host=settings.host).server()
+        admin = Admin(engine, attempts, Traveller(engine, dispatcher))
+        protocol = App(Services(engine, dispatcher.wake), admin, host=settings.host).server()
         runner = web.ServerRunner(protocol, shutdown_timeout=settings.grace_seconds)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
@@ -232,5 +243,8 @@ def _warn_if_public(host: str) -> None:
         local = local or ipaddress.ip_address(host).is_loopback
     if not local:
         logger.warning(
-            "listening on %s with public development tokens: anyone who reaches it can use it", host
+            "listening on %s: the tokens and signing keys of this server are published ones, so whoever reaches its "
+            "port can read and send messages, also to addresses that only this machine reaches; --host 127.0.0.1 "
+            "keeps others out",
+            host or "all interfaces",
         )

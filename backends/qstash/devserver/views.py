@@ -21,7 +21,8 @@ from queuebridge.backends.qstash.devserver.messages import (
 from queuebridge.backends.qstash.devserver.schedules import Schedule
 
 
-def _redacted(value: bytes) -> str:
+def redacted(value: bytes) -> str:
+    """Return what is shown in the place of a redacted value."""
     return "REDACTED:" + sha256(value).hexdigest()
 
 
@@ -30,17 +31,18 @@ def _shown_headers(headers: HeaderPairs, redaction: Redaction | None) -> dict[st
     if redaction is not None:
         for name, values in shown.items():
             if redaction.all_headers or name.lower() in redaction.headers:
-                shown[name] = [_redacted(value.encode("utf-8", "surrogateescape")) for value in values]
+                shown[name] = [redacted(value.encode("utf-8", "surrogateescape")) for value in values]
     return shown
 
 
 def _shown_body(body: bytes, redaction: Redaction | None) -> dict[str, str]:
     if redaction is not None and redaction.body and body:
-        return {"body": _redacted(body)}
-    return _text_or_base64("body", body)
+        return {"body": redacted(body)}
+    return text_or_base64("body", body)
 
 
-def _text_or_base64(name: str, content: bytes) -> dict[str, str]:
+def text_or_base64(name: str, content: bytes) -> dict[str, str]:
+    """Return a body under its name, or with `Base64` after the name if it is no text; nothing for an empty one."""
     if not content:
         return {}
     try:
@@ -104,7 +106,7 @@ def dead_letter_view(letter: DeadLetter) -> dict[str, Any]:
     data["responseStatus"] = letter.outcome.status
     if letter.outcome.headers:
         data["responseHeader"] = header_map(letter.outcome.headers)
-    data.update(_text_or_base64("responseBody", letter.outcome.body))
+    data.update(text_or_base64("responseBody", letter.outcome.body))
     return data
 
 
@@ -123,7 +125,7 @@ def log_view(entry: LogEntry, *, two_ls: bool) -> dict[str, Any]:
     }
     if message.body:
         redact = spec.redaction is not None and spec.redaction.body
-        data["body"] = _redacted(message.body) if redact else b64encode(message.body).decode("ascii")
+        data["body"] = redacted(message.body) if redact else b64encode(message.body).decode("ascii")
     if spec.timeout_seconds is not None:
         data["timeout"] = spec.timeout_seconds * 1000
     if spec.retry_delay is not None:

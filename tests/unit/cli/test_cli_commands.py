@@ -169,6 +169,13 @@ def test_devserver_refuses_a_file_and_memory_together(run: CliRunner) -> None:
     assert result.exit_code == ExitCode.USAGE
 
 
+def test_devserver_says_what_is_wrong_with_a_resolution(run: CliRunner) -> None:
+    result = invoke(run, "devserver", "--port", "0", "--resolve", "api.example.com")
+
+    assert result.exit_code == ExitCode.CONFIGURATION
+    assert "--resolve 'api.example.com': there is no '='" in result.stderr
+
+
 def test_dev_is_refused_in_production(run: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUEUEBRIDGE_ENV", "production")
 

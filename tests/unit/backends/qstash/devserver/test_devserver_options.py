@@ -144,6 +144,13 @@ def test_callback_inherits_the_retries_of_its_message() -> None:
     assert (spec.callback.url, spec.callback.max_retries, spec.callback.method) == ("https://cb/x", 7, "POST")
 
 
+def test_callback_is_redacted_as_its_message() -> None:
+    spec = read(("Upstash-Callback", "https://cb/x"), ("Upstash-Redact-Fields", "body")).spec
+
+    assert spec.callback is not None
+    assert spec.callback.redaction == Redaction(body=True)
+
+
 def test_callback_options_have_their_own_prefix() -> None:
     spec = read(
         ("Upstash-Failure-Callback", "https://cb/x"),
