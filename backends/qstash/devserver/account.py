@@ -1,4 +1,4 @@
-"""The working memory of one user: messages, queues, flow-control keys, dead letters, log."""
+"""The working memory of one user: messages, queues, flow-control keys, dead letters, workflow runs, log."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from queuebridge.backends.qstash.devserver.messages import (
     Phase,
     SigningKeys,
 )
+from queuebridge.backends.qstash.devserver.store import Store
+from queuebridge.backends.qstash.devserver.workflow.runs import Runs
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS, DevUser
 
 SetTimer = Callable[[float, FlowKey], None]
@@ -29,7 +31,7 @@ class Account:
     stands in the line once: keys and messages without one take turns.
     """
 
-    def __init__(self, user: DevUser, *, max_parallelism: int, set_timer: SetTimer) -> None:
+    def __init__(self, user: DevUser, store: Store, *, max_parallelism: int, set_timer: SetTimer) -> None:
         self.user = user
         self.keys = SigningKeys(user.current_signing_key, user.next_signing_key)
         self.messages: dict[str, Message] = {}
@@ -38,6 +40,7 @@ class Account:
         self.dead_letters: dict[str, DeadLetter] = {}
         self.deduplication: dict[str, Deduplication] = {}
         self.history = History()
+        self.runs = Runs(store)
         self.active = 0
         self._max_parallelism = max_parallelism
         self._set_timer = set_timer

@@ -21,6 +21,7 @@ from queuebridge.backends.qstash.devserver.resources.keys import Keys
 from queuebridge.backends.qstash.devserver.resources.logs import Logs
 from queuebridge.backends.qstash.devserver.resources.messages import Messages
 from queuebridge.backends.qstash.devserver.resources.queues import Queues
+from queuebridge.backends.qstash.devserver.resources.workflows import Workflows
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETER
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ _MISSING: Final = {
     "topics": "URL groups",
     "flowControl": "flow-control management",
     "globalParallelism": "flow-control management",
-    "workflows": "Upstash Workflow",
 }
 
 
@@ -108,6 +108,7 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "logs": Logs("logs").answer,
         "queues": Queues(services).answer,
         "keys": Keys(services).answer,
+        "workflows": Workflows(services).answer,
     }
 
 

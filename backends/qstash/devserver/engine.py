@@ -31,6 +31,9 @@ from queuebridge.backends.qstash.devserver.messages import (
 from queuebridge.backends.qstash.devserver.records import encode_queue
 from queuebridge.backends.qstash.devserver.store import Store
 from queuebridge.backends.qstash.devserver.timetable import Alarm, Timetable
+from queuebridge.backends.qstash.devserver.workflow.delivering import callback_fields, content, settle
+from queuebridge.backends.qstash.devserver.workflow.part import Role
+from queuebridge.backends.qstash.devserver.workflow.runs import Run
 from queuebridge.backends.qstash.protocol import (
     DEV_USERS,
     FINISHED_MESSAGE_READABLE_SECONDS,
@@ -63,7 +66,7 @@ class Engine:
         self.store = store
         parallelism = self.settings.max_parallelism or self.settings.plan.max_parallelism
         self.accounts = {
-            user.name: Account(user, max_parallelism=parallelism, set_timer=self._flow_timer(user.name))
+            user.name: Account(user, store, max_parallelism=parallelism, set_timer=self._flow_timer(user.name))
             for user in self.settings.users
         }
         self._timetable = Timetable()
@@ -120,6 +123,8 @@ class Engine:
         account.messages.pop(message.id, None)
         message.phase = Phase.CANCELED
         self.store.remove_message(message)
+        if message.spec.workflow is not None:
+            account.runs.undo(message)
         record = account.forget_publish(message.id)
         if record is not None:
             self.store.remove_deduplication(record)
@@ -149,6 +154,9 @@ class Engine:
         started: list[Message] = []
         for account in self.accounts.values():
             account.start_ready(now, started)
+        for message in started:
+            if message.spec.workflow is not None:
+                message.content = content(message, self.accounts[message.account].runs.of(message))
         return started
 
     def ring_at(self, due: float, ring: Callable[[float], None]) -> Alarm:
@@ -167,18 +175,25 @@ class Engine:
         now_ms = int(now * 1000)
         account = self.accounts[message.account]
         account.attempt_ended(message)
-        if outcome.delivered:
+        part = message.spec.workflow
+        settled = outcome.delivered
+        if part is not None:
+            message.content = None
+            settled, outcome = settle(message, account.runs.of(message), outcome)
+        if not outcome.delivered:
+            account.history.add(now_ms, LogState.ERROR, message, outcome=outcome)
+        if settled:
             account.history.add(now_ms, LogState.DELIVERED, message)
             self._call_back(account, message, message.spec.callback, outcome)
             self._end(account, message, Phase.DELIVERED, now)
             return
-        account.history.add(now_ms, LogState.ERROR, message, outcome=outcome)
         if message.cancel_requested:
             account.history.add(now_ms, LogState.CANCELED, message)
             self._end(account, message, Phase.CANCELED, now)
             return
         if message.retried < message.spec.max_retries and outcome.retryable:
-            self._call_back(account, message, message.spec.callback, outcome)
+            if part is None or part.role is not Role.TO_CALLBACK:  # a run waits for the final outcome only
+                self._call_back(account, message, message.spec.callback, outcome)
             self._retry(account, message, outcome, now)
             return
         self._fail(account, message, outcome, now)
@@ -216,6 +231,15 @@ class Engine:
             self._timetable.note_cancelled()
         return True
 
+    def end_run(self, account: Account, run: Run) -> None:
+        """End a workflow run, however it went: nothing of it is sent any more, requests in flight excepted."""
+        account.runs.remove(run)
+        for message in run.pending.values():
+            if message.phase is Phase.ACTIVE:
+                self.store.remove_message(message)  # its outcome does not matter any more
+            else:
+                self.cancel(account, message)
+
     def remove_dead_letter(self, account: Account, letter: DeadLetter) -> None:
         """Drop an entry of the dead letter queue."""
         del account.dead_letters[letter.dlq_id]
@@ -236,7 +260,7 @@ class Engine:
         """Go on with a message found in the store; one that was in flight is due again at once."""
         account = self.accounts[message.account]
         account.history.add(message.created_ms, LogState.CREATED, message)
-        if message.cancel_requested:
+        if message.cancel_requested or not account.runs.adopt(message):
             now = self.clock()
             account.history.add(int(now * 1000), LogState.CANCELED, message)
             self._end(account, message, Phase.CANCELED, now)
@@ -310,10 +334,16 @@ class Engine:
         )
         account.dead_letters[letter.dlq_id] = letter
         account.history.add(now_ms, LogState.FAILED, message)
+        failure_callback = message.spec.failure_callback
+        run = account.runs.of(message)  # a failure callback has none: it has ended
+        if run is not None:
+            failure_callback = failure_callback or run.failure
         self._call_back(account, message, message.spec.callback, outcome)
-        self._call_back(account, message, message.spec.failure_callback, outcome, dlq_id=letter.dlq_id)
+        self._call_back(account, message, failure_callback, outcome, dlq_id=letter.dlq_id)
         self._end(account, message, Phase.FAILED, now)
         self.store.add_dead_letter(letter)
+        if run is not None:
+            self.end_run(account, run)
         logger.info("moved to the dead letter queue: message=%s dlq=%s", message.id, letter.dlq_id)
 
     def _call_back(
@@ -325,16 +355,19 @@ class Engine:
         *,
         dlq_id: str | None = None,
     ) -> None:
-        if spec is None:
+        if spec is None or (spec.workflow is not None and not account.runs.awaits(spec.workflow)):
             return
         limit = self.settings.plan.max_message_bytes
-        body = callback_body(source, outcome, dlq_id=dlq_id, max_body_bytes=limit)
+        run = account.runs.of(source)
+        fields = None if run is None else callback_fields(source, run, spec)
+        body = callback_body(source, outcome, dlq_id=dlq_id, max_body_bytes=limit, run=fields)
         hold = source.hold
         if source.spec.queue is not None:
             hold = (source.spec.queue, source.id)
         message = self._new_message(account, spec, body, not_before=0.0, hold=hold)
         if hold is not None:
             account.queues[hold[0]].hold(hold[1])
+        account.runs.adopt(message)
         self.release(message)
 
     def _end(self, account: Account, message: Message, phase: Phase, now: float) -> None:
@@ -343,6 +376,8 @@ class Engine:
         message.finished_at = now
         self._finished.append(message)
         self.store.remove_message(message)
+        if message.spec.workflow is not None:
+            self.accounts[message.account].runs.finished(message, now)
         slot = message.hold or ((message.spec.queue, message.id) if message.spec.queue and held else None)
         if slot is not None:
             queue = account.queues[slot[0]]

@@ -10,7 +10,7 @@ BATCH: Final = 500
 
 
 def sweep(engine: Engine) -> bool:
-    """Forget finished messages, old publishes, idle flow-control keys and expired dead letters.
+    """Forget finished messages, old publishes, idle flow-control keys, expired dead letters, abandoned runs.
 
     Returns:
         Whether more may be left, so that the caller should come back soon.
@@ -19,6 +19,9 @@ def sweep(engine: Engine) -> bool:
     retention_ms = engine.settings.plan.dlq_retention_seconds * 1000
     more = engine.forget_finished(BATCH) == BATCH
     for account in engine.accounts.values():
+        abandoned = account.runs.abandoned(now - engine.settings.plan.dlq_retention_seconds, BATCH)
+        for run in abandoned:
+            engine.end_run(account, run)
         flows = account.forget_idle_flows(now, BATCH)
         publishes = account.take_expired_publishes(now, BATCH)
         for record in publishes:
@@ -26,5 +29,5 @@ def sweep(engine: Engine) -> bool:
         letters = account.dead_letters_before(int(now * 1000) - retention_ms, BATCH)
         for letter in letters:
             engine.remove_dead_letter(account, letter)
-        more = more or BATCH in {flows, len(publishes), len(letters)}
+        more = more or BATCH in {flows, len(publishes), len(letters), len(abandoned)}
     return more

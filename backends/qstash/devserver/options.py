@@ -22,13 +22,18 @@ from queuebridge.backends.qstash.devserver.option_values import (
     integer,
     is_true,
     read_flow_control,
+    workflow_delay,
 )
+from queuebridge.backends.qstash.devserver.workflow.part import Place, delivered_headers, read_part
 from queuebridge.backends.qstash.protocol import PlanLimits
 
 _PREFIX: Final = "upstash-"
 _FORWARD: Final = "forward-"
 _CALLBACK: Final = "callback-"
 _FAILURE_CALLBACK: Final = "failure-callback-"
+_RUN_ID: Final = "workflow-runid"
+# All other headers of this prefix are ours to set.
+_FORWARDED_OF_OURS: Final = ("upstash-workflow-", "upstash-label")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Connection handling is between this server and the destination; the rest is set by this server.
@@ -97,8 +102,20 @@ def read_directives(
                 continue
             if lowered not in found.forwarded:
                 _forward(found.forwarded, lowered, value)
+    if _RUN_ID in found.options:
+        found.forwarded.pop("content-type", None)  # of the request that the workflow got, not of the message
     if content_type is not None and "content-type" not in found.forwarded:
         _forward(found.forwarded, "content-type", content_type)
+    return found
+
+
+def _rerooted(settings: Mapping[str, str]) -> Directives:
+    """Return the directives of a callback: its settings read as if it had been published with them."""
+    found = Directives()
+    for name, value in settings.items():
+        _sort_option(found, _PREFIX + name, value)
+    if _RUN_ID in found.options:
+        found.forwarded.pop("content-type", None)
     return found
 
 
@@ -110,14 +127,12 @@ def _sort_option(found: Directives, lowered: str, value: str) -> None:
         found.callback[name[len(_CALLBACK) :]] = value
     elif name.startswith(_FAILURE_CALLBACK):
         found.failure_callback[name[len(_FAILURE_CALLBACK) :]] = value
-    elif name.startswith("workflow-") or name == "feature-set":
-        raise unsupported("Upstash Workflow headers", 400)
     elif not name.startswith("telemetry-"):
         found.options[name] = value
 
 
 def _forward(target: dict[str, tuple[str, str]], lowered: str, value: str) -> None:
-    if lowered in _NEVER_FORWARDED or lowered.startswith(_PREFIX):
+    if lowered in _NEVER_FORWARDED or (lowered.startswith(_PREFIX) and not lowered.startswith(_FORWARDED_OF_OURS)):
         return
     if not _TOKEN.fullmatch(lowered):
         raise bad_request(f"invalid forwarded header name {lowered[:60]!r}")
@@ -179,23 +194,32 @@ class OptionReader:
         found.forwarded.pop("content-type", None)  # of the retry request, not of the message
         return Publication(spec=self._spec(spec, found), not_before=self._not_before(found.options, now))
 
-    def _spec(self, base: MessageSpec, found: Directives) -> MessageSpec:
+    def _spec(self, base: MessageSpec, found: Directives, place: Place = Place.MESSAGE) -> MessageSpec:
         changes = self._common(found.options)
-        if found.forwarded:
+        forwarded = found.forwarded
+        part = read_part(found.options, place)
+        if part is not None:
+            changes["workflow"] = part
+            forwarded = delivered_headers(forwarded, part)
+        if forwarded:
             kept = {name.lower(): (name, value) for name, value in base.headers}
-            changes["headers"] = tuple((kept | found.forwarded).values())
+            changes["headers"] = tuple((kept | forwarded).values())
         spec = replace(base, **changes) if changes else base
-        callback = self._callback(spec, "callback", found.options, found.callback)
-        failure = self._callback(spec, "failure-callback", found.options, found.failure_callback)
+        callback = self._callback(spec, Place.CALLBACK, found.options, found.callback)
+        failure = self._callback(spec, Place.FAILURE_CALLBACK, found.options, found.failure_callback)
         if callback is None and failure is None:
             return spec
         return replace(spec, callback=callback, failure_callback=failure)
 
     def _callback(
-        self, spec: MessageSpec, name: str, options: Mapping[str, str], own: Mapping[str, str]
+        self, spec: MessageSpec, place: Place, options: Mapping[str, str], settings: Mapping[str, str]
     ) -> MessageSpec | None:
-        """Return the callback or failure callback; its retries are by default those of the message."""
-        base = spec.callback if name == "callback" else spec.failure_callback
+        """Return the callback or failure callback; its retries are by default those of the message.
+
+        A callback may have a failure callback, as those of workflow steps do, but no callback.
+        """
+        name = place.value
+        base = spec.callback if place is Place.CALLBACK else spec.failure_callback
         url = options.get(name)
         if not url:
             if base is None:
@@ -203,19 +227,17 @@ class OptionReader:
             url = base.url
         else:
             _check_callback_url(name, url)
-        if "delay" in own or "not-before" in own:
+        if "delay" in settings or "not-before" in settings:
             raise bad_request(f"Upstash-{canonical_header_name(name)}-Delay: callbacks cannot be delayed")
-        if "callback" in own or "failure-callback" in own:
+        if "callback" in settings or (place is Place.FAILURE_CALLBACK and "failure-callback" in settings):
             raise unsupported("a callback of a callback", 400)
-        headers: dict[str, tuple[str, str]] = {"content-type": ("Content-Type", "application/json")}
-        if base is not None:
-            headers = {key.lower(): (key, value) for key, value in base.headers}
-        for option, value in own.items():
-            if option.startswith(_FORWARD):
-                _forward(headers, option[len(_FORWARD) :], value)
-        start = base or MessageSpec(url=url, max_retries=spec.max_retries, caller_ip=spec.caller_ip)
-        changes = {**self._common(own), "url": url, "headers": tuple(headers.values())}
-        return replace(start, **changes)
+        start = base or MessageSpec(
+            url=url,
+            headers=(("Content-Type", "application/json"),),
+            max_retries=spec.max_retries,
+            caller_ip=spec.caller_ip,
+        )
+        return self._spec(replace(start, url=url), _rerooted(settings), place)
 
     def _common(self, options: Mapping[str, str]) -> dict[str, Any]:
         """Return the spec's fields that these options give."""
@@ -236,7 +258,8 @@ class OptionReader:
         if "not-before" in options:
             moment = integer("Upstash-Not-Before", options["not-before"])
         elif "delay" in options:
-            moment = now + duration("Upstash-Delay", options["delay"])
+            read = workflow_delay if _RUN_ID in options else duration
+            moment = now + read("Upstash-Delay", options["delay"])
         limit = self._plan.max_delay_seconds
         if limit is not None and moment - now > limit:
             raise over_quota("maxDelay", limit)

@@ -20,6 +20,7 @@ from queuebridge.backends.qstash.devserver.options import (
 )
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, respond
 from queuebridge.backends.qstash.devserver.store import StoreError
+from queuebridge.backends.qstash.devserver.workflow import accepting
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES
 
 
@@ -79,6 +80,11 @@ class Publisher:
                 self._check_size(len(body))
                 accepted, message = self._accept(account, publication, body)
             except Refusal as refusal:
+                if _of_a_workflow(item):
+                    # Its SDKs look at the status only: nothing of the batch is accepted.
+                    for message in messages:
+                        self._engine.discard(message)
+                    raise
                 results.append({"error": refusal.text})
                 continue
             results.append(_result(accepted))
@@ -116,9 +122,18 @@ class Publisher:
             key = f"id:{publication.dedup_id}"
         elif publication.hash_content:
             key = f"hash:{_content_hash(publication, body)}"
-        return self._engine.accept(
-            account, publication.spec, body, not_before=publication.not_before, dedup_key=key
-        )
+        spec = publication.spec
+        if spec.workflow is not None:
+            return accepting.accept(
+                self._engine,
+                account,
+                spec.workflow,
+                spec,
+                body,
+                not_before=publication.not_before,
+                dedup_key=key,
+            )
+        return self._engine.accept(account, spec, body, not_before=publication.not_before, dedup_key=key)
 
     async def settle(self, messages: list[Message], *, undo: bool = True) -> None:
         """Make what was accepted durable, then let it go; a duplicate waits for the first one's commit.
@@ -185,6 +200,10 @@ def _batch_items(body: bytes) -> list[dict[str, Any]]:
         ):
             raise bad_request(f"batch item {index}: headers must be an object of strings")
     return items
+
+
+def _of_a_workflow(item: dict[str, Any]) -> bool:
+    return any(name.lower() == "upstash-workflow-runid" for name in item.get("headers") or {})
 
 
 def _content_hash(publication: Publication, body: bytes) -> str:

@@ -8,8 +8,9 @@ from typing import Final
 
 from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.limits import FifoQueue
-from queuebridge.backends.qstash.devserver.messages import Document, Recovered
+from queuebridge.backends.qstash.devserver.messages import Document, Message, Recovered
 from queuebridge.backends.qstash.devserver.records import decode_queue
+from queuebridge.backends.qstash.devserver.workflow.runs import RECORD_KIND, RUN_KIND
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +19,20 @@ def _restore_queue(engine: Engine, document: Document) -> None:
     engine.accounts[document.account].queues[document.key] = FifoQueue(decode_queue(document))
 
 
+def _restore_run(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].runs.restore_run(document)
+
+
+def _restore_record(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].runs.restore_record(document)
+    engine.continue_after(document.data["seq"])
+
+
 # By the kind of a document.
 _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     "queue": _restore_queue,
+    RUN_KIND: _restore_run,
+    RECORD_KIND: _restore_record,
 }
 
 
@@ -49,7 +61,13 @@ def recover(engine: Engine, recovered: Recovered) -> None:
         # Before any message is admitted: a callback keeps its source's slot over the restart.
         if message.hold is not None:
             engine.queue_for(account, message.hold[0]).hold(message.hold[1])
+    _go_on(engine, messages)
+
+
+def _go_on(engine: Engine, messages: list[Message]) -> None:
     for message in messages:
         engine.take_back(message)
+    for account in engine.accounts.values():
+        account.runs.note_idle(engine.clock())
     if messages:
         logger.info("recovered undelivered messages: count=%d", len(messages))

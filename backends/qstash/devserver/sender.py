@@ -67,12 +67,13 @@ class Sender:
         spec = message.spec
         limit = self._plan.max_timeout_seconds
         seconds = limit if spec.timeout_seconds is None else min(spec.timeout_seconds, limit)
+        sent = message.body if message.content is None else message.content.body
         try:
             async with self._session.request(
                 spec.method,
                 _url(spec.url),
-                data=io.BytesIO(message.body) if len(message.body) > _LARGE_BODY else message.body,
-                headers=self._headers(message, signing_key),
+                data=io.BytesIO(sent) if len(sent) > _LARGE_BODY else sent,
+                headers=self._headers(message, sent, signing_key),
                 allow_redirects=False,
                 timeout=_timeout(seconds),
             ) as response:
@@ -80,7 +81,7 @@ class Sender:
                 headers = tuple(response.headers.items())
                 return Outcome(status=response.status, headers=headers, body=body)
         except asyncio.TimeoutError:
-            return Outcome(error=f"no answer within {seconds} s")
+            return Outcome(error=f"no answer within {seconds} s", timed_out=True)
         except aiohttp.InvalidURL:
             return Outcome(error="InvalidURL")  # its text would repeat a password in the URL
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -93,12 +94,15 @@ class Sender:
         """Close all connections."""
         await self._session.close()
 
-    def _headers(self, message: Message, signing_key: str) -> CIMultiDict[str]:
+    def _headers(self, message: Message, sent: bytes, signing_key: str) -> CIMultiDict[str]:
         spec = message.spec
         headers: CIMultiDict[str] = CIMultiDict()
         headers["User-Agent"] = DELIVERY_USER_AGENT
         for name, value in spec.headers:
             headers[name] = value
+        if message.content is not None:
+            for name, value in message.content.headers:
+                headers[name] = value
         headers[HEADER_MESSAGE_ID] = message.id
         headers[HEADER_RETRIED] = str(message.retried)
         headers[HEADER_CALLER_IP] = spec.caller_ip
@@ -107,7 +111,7 @@ class Sender:
             headers[HEADER_TOPIC_NAME] = spec.topic
         if spec.schedule_id is not None:
             headers[HEADER_SCHEDULE_ID] = spec.schedule_id
-        headers[HEADER_SIGNATURE] = sign(signing_key, url=spec.url, body=message.body, now=self._clock())
+        headers[HEADER_SIGNATURE] = sign(signing_key, url=spec.url, body=sent, now=self._clock())
         return headers
 
 
