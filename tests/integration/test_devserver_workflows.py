@@ -111,12 +111,12 @@ def finishing(application: Application, *, steps: int) -> Callable[[Any], None]:
 
 def test_steps_and_sleeps_of_a_published_run(application: Application, http: httpx.Client) -> None:
     seen = application.seen
-    started = time.time()
+    until = int(time.time()) + 3  # whole, because the SDK rounds it
 
     def route(context: Any) -> None:
         first = context.run("first", lambda: seen.note(("first", context.request_payload)))
         context.sleep("nap", 1)
-        context.sleep_until("until then", started + 2)
+        context.sleep_until("until then", until)
         context.sleep_until("long past", 1_000_000_000)
         second = context.run("second", lambda: {"of": first[1]["name"]})
         seen.note(("done", second, context.headers.get("X-User")))
@@ -127,7 +127,7 @@ def test_steps_and_sleeps_of_a_published_run(application: Application, http: htt
     application.client.message.publish_json(url=url, body=PAYLOAD, headers={"X-User": "u1"})
 
     seen.wait_for(("done", {"of": "Ada"}, "u1"))
-    assert time.time() >= started + 2
+    assert time.time() >= until
     assert seen.events.count(("first", PAYLOAD)) == 1
     assert deliveries(http, url) == 5 + 2
 
@@ -275,6 +275,8 @@ def test_failure_function_is_told_when_the_retries_are_used_up(
     refused = http.post(f"/v2/dlq/retry/{letter['dlqId']}")
     assert refused.status_code == 400
     assert "workflow" in refused.json()["error"]
+    retried = http.post("/v2/dlq/retry", params={"url": url})
+    assert (retried.status_code, retried.json()["responses"]) == (201, [])
 
 
 def test_endpoint_that_cannot_take_the_result_of_a_call_fails_the_run(
@@ -358,6 +360,24 @@ def test_malformed_record_is_not_answered_like_an_ended_run(
     start_run(http, url, "wfr_kept")
 
     assert append(http, url, "wfr_kept", record).status_code == 422
+
+
+def test_batch_with_a_record_that_is_refused_is_refused_as_a_whole(
+    application: Application, http: httpx.Client
+) -> None:
+    url = application.workflow("/planned", lambda context: context.sleep("night", "8h"))
+    application.start()
+    start_run(http, url, "wfr_planned")
+    headers = {"Upstash-Workflow-Url": url, "Upstash-Delay": "1h"}
+    items = [
+        {"destination": url, "headers": {**headers, "Upstash-Workflow-RunId": run_id}, "body": '{"stepId": 7}'}
+        for run_id in ("wfr_planned", "wfr_unknown")
+    ]
+
+    assert http.post("/v2/batch", json=items).status_code == 400
+
+    (accepted,) = http.post("/v2/batch", json=items[:1]).json()
+    assert "deduplicated" not in accepted
 
 
 # Durability

@@ -43,8 +43,7 @@ def accept(
     if run is None:
         raise bad_request(f"workflow run {part.run_id} is not active: it has ended or was never started")
     key = _call_key(spec) if part.role is Role.TO_CALLBACK else _record_key(body)
-    # The result of a call has a key of its own, but it too makes a repeated call a duplicate.
-    earlier = run.steps.get(key) or run.steps.get(key.replace("call:", "result:"))
+    earlier = run.steps.get(key)
     if earlier is not None:
         return Accepted(earlier, spec.url, deduplicated=True), None
     accepted, message = engine.accept(account, spec, body, not_before=not_before, dedup_key=dedup_key)

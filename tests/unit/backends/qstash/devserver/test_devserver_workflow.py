@@ -268,7 +268,12 @@ def test_run_of_which_nothing_is_left_is_forgotten_after_a_week(world: Any) -> N
     sweep(world.engine)
     deliver(world, step(world, 1, run_id="wfr_2"))
 
+    step(world, 2, run_id="wfr_2", Delay="30d")
+    deliver(world, begin(world, "wfr_3"))
     world.clock.now += 2 * DAY
+    sweep(world.engine)
+    assert [run.id for run in world.account.runs] == ["wfr_2", "wfr_3"]
+    world.clock.now += 8 * DAY
     sweep(world.engine)
 
     assert [run.id for run in world.account.runs] == ["wfr_2"]
@@ -349,8 +354,8 @@ def in_store(path: Path, action: Callable[[Any], Awaitable[None]], make_world: M
 
 def test_run_goes_on_after_a_restart_and_leaves_nothing_when_it_ends(tmp_path: Path, make_world: MakeWorld) -> None:
     async def before(world: Any) -> None:
-        deliver(world, begin(world, Failure_Callback="http://failed/"))
-        step(world, 1)
+        deliver(world, begin(world, Failure_Callback="http://failed/first"))
+        step(world, 1, Failure_Callback="http://failed/")
         call(world, 2)
         world.start()
 
@@ -370,4 +375,22 @@ def test_run_goes_on_after_a_restart_and_leaves_nothing_when_it_ends(tmp_path: P
         assert world.account.messages == {}
 
     for action in (before, after, at_the_end):
+        in_store(tmp_path / "db", action, make_world)
+
+
+def test_run_without_messages_can_be_appended_to_after_a_restart_for_a_week(
+    tmp_path: Path, make_world: MakeWorld
+) -> None:
+    async def before(world: Any) -> None:
+        deliver(world, begin(world))
+        deliver(world, step(world, 1))
+        deliver(world, begin(world, "wfr_2"))
+
+    async def after(world: Any) -> None:
+        assert deliver(world, step(world, 2)) == ["payload", {"stepId": 1}, {"stepId": 2}]
+        world.clock.now += 8 * DAY
+        sweep(world.engine)
+        assert list(world.account.runs) == []
+
+    for action in (before, after):
         in_store(tmp_path / "db", action, make_world)
