@@ -32,6 +32,7 @@ _FORWARD: Final = "forward-"
 _CALLBACK: Final = "callback-"
 _FAILURE_CALLBACK: Final = "failure-callback-"
 _RUN_ID: Final = "workflow-runid"
+_INIT: Final = "workflow-init"
 # All other headers of this prefix are ours to set.
 _FORWARDED_OF_OURS: Final = ("upstash-workflow-", "upstash-label")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -84,13 +85,13 @@ def read_directives(
     """
     found = Directives()
     for name, value in parameters.items():
-        _sort_option(found, name, value)
+        _sort_option(found, name[len(_PREFIX) :], value)
     content_type: str | None = None
     plain: list[tuple[str, str]] = []
     for name, value in headers:
         lowered = name.lower()
         if lowered.startswith(_PREFIX):
-            _sort_option(found, lowered, value)
+            _sort_option(found, lowered[len(_PREFIX) :], value)
         elif lowered == "content-type":
             content_type = value
         else:
@@ -113,14 +114,13 @@ def _rerooted(settings: Mapping[str, str]) -> Directives:
     """Return the directives of a callback: its settings read as if it had been published with them."""
     found = Directives()
     for name, value in settings.items():
-        _sort_option(found, _PREFIX + name, value)
+        _sort_option(found, name, value)
     if _RUN_ID in found.options:
         found.forwarded.pop("content-type", None)
     return found
 
 
-def _sort_option(found: Directives, lowered: str, value: str) -> None:
-    name = lowered[len(_PREFIX) :]
+def _sort_option(found: Directives, name: str, value: str) -> None:
     if name.startswith(_FORWARD):
         _forward(found.forwarded, name[len(_FORWARD) :], value)
     elif name.startswith(_CALLBACK):
@@ -197,16 +197,19 @@ class OptionReader:
     def _spec(self, base: MessageSpec, found: Directives, place: Place = Place.MESSAGE) -> MessageSpec:
         changes = self._common(found.options)
         forwarded = found.forwarded
-        part = read_part(found.options, place)
-        if part is not None:
-            changes["workflow"] = part
+        options = found.options
+        if _RUN_ID in options or _INIT in options:
+            changes["workflow"] = part = read_part(options, place)
             forwarded = delivered_headers(forwarded, part)
         if forwarded:
             kept = {name.lower(): (name, value) for name, value in base.headers}
             changes["headers"] = tuple((kept | forwarded).values())
         spec = replace(base, **changes) if changes else base
-        callback = self._callback(spec, Place.CALLBACK, found.options, found.callback)
-        failure = self._callback(spec, Place.FAILURE_CALLBACK, found.options, found.failure_callback)
+        callback, failure = base.callback, base.failure_callback
+        if callback is not None or "callback" in options:
+            callback = self._callback(spec, Place.CALLBACK, options, found.callback)
+        if failure is not None or "failure-callback" in options:
+            failure = self._callback(spec, Place.FAILURE_CALLBACK, options, found.failure_callback)
         if callback is None and failure is None:
             return spec
         return replace(spec, callback=callback, failure_callback=failure)
@@ -218,8 +221,10 @@ class OptionReader:
 
         A callback may have a failure callback, as those of workflow steps do, but no callback.
         """
-        name = place.value
-        base = spec.callback if place is Place.CALLBACK else spec.failure_callback
+        if place is Place.CALLBACK:
+            name, base = "callback", spec.callback
+        else:
+            name, base = "failure-callback", spec.failure_callback
         url = options.get(name)
         if not url:
             if base is None:
@@ -231,13 +236,16 @@ class OptionReader:
             raise bad_request(f"Upstash-{canonical_header_name(name)}-Delay: callbacks cannot be delayed")
         if "callback" in settings or (place is Place.FAILURE_CALLBACK and "failure-callback" in settings):
             raise unsupported("a callback of a callback", 400)
-        start = base or MessageSpec(
-            url=url,
-            headers=(("Content-Type", "application/json"),),
-            max_retries=spec.max_retries,
-            caller_ip=spec.caller_ip,
-        )
-        return self._spec(replace(start, url=url), _rerooted(settings), place)
+        if base is None:
+            base = MessageSpec(
+                url=url,
+                headers=(("Content-Type", "application/json"),),
+                max_retries=spec.max_retries,
+                caller_ip=spec.caller_ip,
+            )
+        elif base.url != url:
+            base = replace(base, url=url)
+        return self._spec(base, _rerooted(settings), place) if settings else base
 
     def _common(self, options: Mapping[str, str]) -> dict[str, Any]:
         """Return the spec's fields that these options give."""

@@ -26,12 +26,12 @@ class Role(str, Enum):
     FAILURE_CALL = "failureCall"
 
 
-class Place(str, Enum):
+class Place(Enum):
     """Where the headers of a workflow message came from."""
 
-    MESSAGE = "Upstash-Workflow-CallType"
+    MESSAGE = "message"
     CALLBACK = "callback"
-    FAILURE_CALLBACK = "failure-callback"
+    FAILURE_CALLBACK = "failure callback"
 
 
 _ROLES: Final = {Place.CALLBACK: Role.FROM_CALLBACK, Place.FAILURE_CALLBACK: Role.FAILURE_CALL}
@@ -66,17 +66,15 @@ def unprocessable(text: str) -> Refusal:
     return Refusal(422, text)
 
 
-def read_part(options: Mapping[str, str], place: Place) -> WorkflowPart | None:
-    """Return the part that publish options (lower-case, without `Upstash-`) give, None for a plain message.
+def read_part(options: Mapping[str, str], place: Place) -> WorkflowPart:
+    """Return the part that publish options (lower-case, without `Upstash-`) give.
 
     Raises:
         Refusal: 400 for workflow headers without a run id, 422 for malformed ones, 501 for `ctx.invoke`.
     """
     run_id = options.get("workflow-runid")
     if run_id is None:
-        if "workflow-init" in options:
-            raise bad_request("Upstash-Workflow-Init needs Upstash-Workflow-RunId")
-        return None
+        raise bad_request("Upstash-Workflow-Init needs Upstash-Workflow-RunId")
     if not run_id or len(run_id) > MAX_RUN_ID_LENGTH or not run_id.isascii() or not run_id.isprintable():
         raise unprocessable(
             f"Upstash-Workflow-RunId must be 1 to {MAX_RUN_ID_LENGTH} printable ASCII characters, not {run_id[:60]!r}"
@@ -90,12 +88,15 @@ def read_part(options: Mapping[str, str], place: Place) -> WorkflowPart | None:
     starts = init == "true" and place is Place.MESSAGE
     if starts and role is not Role.STEP:
         raise unprocessable(f"Upstash-Workflow-Init: true does not go with the call type {role.value}")
+    url = options.get("workflow-url", "")
+    if not (url.isascii() and url.isprintable()):
+        raise unprocessable(f"Upstash-Workflow-Url must be a URL of printable ASCII characters, not {url[:60]!r}")
     features = {feature.strip().lower() for feature in options.get("feature-set", "").split(",")}
     return WorkflowPart(
         run_id=run_id,
         role=role,
         init=starts,
-        url=options.get("workflow-url", ""),
+        url=url,
         initial_body="initialbody" in features,
     )
 

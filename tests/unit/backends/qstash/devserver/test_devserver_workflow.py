@@ -311,6 +311,7 @@ def test_history_is_never_delivered_as_a_form(world: Any, content_type: str) -> 
         ({"Workflow_RunId": "wfr_2", "Workflow_Init": "true", "Workflow_CallType": "toCallback"}, 422, "call type"),
         ({"Workflow_RunId": "wfr_2", "Workflow_Init": "true", "Workflow_Invoke": "true"}, 501, "invoke"),
         ({"Workflow_RunId": "wfr_1"}, 422, "JSON"),
+        ({"Workflow_RunId": "wfr_1", "Workflow_Url": "http://h/\nX: 1"}, 422, "Workflow-Url"),
     ],
 )
 def test_unacceptable_message_of_a_run_is_refused(
