@@ -63,7 +63,6 @@ def command(
         raise click.UsageError("--db and --memory exclude each other.")
     package = "queuebridge.backends.qstash.devserver"
     server = import_optional(f"{package}.server", feature="The embedded server")
-    engine = import_optional(f"{package}.engine", feature="The embedded server")
     protocol = import_optional("queuebridge.backends.qstash.protocol", feature="The embedded server")
     user = protocol.DEFAULT_DEV_USER
 
@@ -84,7 +83,7 @@ def command(
         port=port,
         db_path=db,
         resolve=tuple(server.Resolution.parse(text) for text in resolve),
-        engine=engine.EngineSettings(plan=protocol.PLANS[quota], time_scale=time_scale),
+        engine=server.EngineSettings(plan=protocol.PLANS[quota], time_scale=time_scale),
     )
     try:
         server.run(settings, on_ready=announce, on_keys=announce_keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from queuebridge.backends.qstash.devserver.engine import EngineSettings
 from queuebridge.backends.qstash.devserver.resolving import Resolution
 from queuebridge.backends.qstash.devserver.server import (
     DevServer,
@@ -11,5 +10,6 @@ from queuebridge.backends.qstash.devserver.server import (
     running_server,
     serve,
 )
+from queuebridge.backends.qstash.devserver.settings import EngineSettings
 
 __all__ = ["DevServer", "EngineSettings", "Resolution", "ServerSettings", "run", "running_server", "serve"]

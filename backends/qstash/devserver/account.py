@@ -1,4 +1,4 @@
-"""The working memory of one user: messages, queues, flow-control keys, dead letters, log."""
+"""The working memory of one user: messages, queues, flow-control keys, dead letters, workflow runs, log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from queuebridge.backends.qstash.devserver.messages import (
     UrlGroup,
 )
 from queuebridge.backends.qstash.devserver.schedules import Schedule
+from queuebridge.backends.qstash.devserver.store import Store
 from queuebridge.backends.qstash.devserver.timetable import Alarm
+from queuebridge.backends.qstash.devserver.workflow.runs import Runs
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS, DevUser
 
 RingAt = Callable[[float, Callable[[float], None]], Alarm]
@@ -38,7 +40,13 @@ class Account:
     """
 
     def __init__(
-        self, user: DevUser, *, max_parallelism: int, ring_at: RingAt, cancel_alarm: Callable[[Alarm], None]
+        self,
+        user: DevUser,
+        store: Store,
+        *,
+        max_parallelism: int,
+        ring_at: RingAt,
+        cancel_alarm: Callable[[Alarm], None],
     ) -> None:
         self.user = user
         self.keys = SigningKeys(user.current_signing_key, user.next_signing_key)
@@ -50,6 +58,7 @@ class Account:
         self.dead_letters: dict[str, DeadLetter] = {}
         self.deduplication: dict[str, Deduplication] = {}
         self.history = History()
+        self.runs = Runs(store)
         self.active = 0
         self.usage = (0, 0)  # a day since 1970, and the messages published on it; see quotas.py
         self.max_parallelism = max_parallelism

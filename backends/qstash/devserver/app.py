@@ -29,15 +29,15 @@ from queuebridge.backends.qstash.devserver.resources.messages import Messages
 from queuebridge.backends.qstash.devserver.resources.queues import Queues
 from queuebridge.backends.qstash.devserver.resources.schedules import SchedulesResource
 from queuebridge.backends.qstash.devserver.resources.url_groups import UrlGroups
+from queuebridge.backends.qstash.devserver.resources.workflows import Workflows
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES, TOKEN_PARAMETER
 
 logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "/v2/"
 _WITHOUT_BURST_LIMIT: Final = frozenset({"publish", "enqueue", "batch"})
-_MISSING: Final = {
-    "workflows": "Upstash Workflow",
-}
+# Of Upstash Workflow.
+_MISSING: Final = frozenset({"wait", "notify", "waiters", "trigger"})
 
 
 class App:
@@ -90,7 +90,7 @@ class App:
         answer = self._resources.get(resource)
         if answer is None:
             if resource in _MISSING:
-                raise unsupported(_MISSING[resource])
+                raise unsupported(f"Upstash Workflow: /v2/{resource}")
             raise not_found(f"no such endpoint: {request.method} {path[:60]}")
         return await answer(ApiRequest(request, account, request.method, path, rest, query))
 
@@ -141,6 +141,7 @@ def _resources(services: Services) -> Mapping[str, Answer]:
         "globalParallelism": global_parallelism,
         "topics": UrlGroups(services).answer,
         "keys": Keys(services).answer,
+        "workflows": Workflows(services).answer,
     }
 
 

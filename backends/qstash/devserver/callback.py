@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from typing import Any
 
 from queuebridge.backends.qstash.devserver.messages import (
@@ -29,13 +30,22 @@ def origin_fields(spec: MessageSpec) -> dict[str, str]:
     return {name: value for name, value in origin.items() if value is not None}
 
 
-def callback_body(source: Message, outcome: Outcome, *, dlq_id: str | None, max_body_bytes: int) -> bytes:
+def callback_body(
+    source: Message,
+    outcome: Outcome,
+    *,
+    dlq_id: str | None,
+    max_body_bytes: int,
+    run: Mapping[str, Any] | None = None,
+) -> bytes:
     """Return the body that tells a callback URL of one attempt.
 
     Args:
         source: the message; its `retried` must still be that of the attempt.
         outcome: of the attempt; its body is cut to `max_body_bytes`.
         dlq_id: given for a failure callback only.
+        run: what the callback says of the workflow run, for a message of one; then the two bodies are
+            always there, as the workflow SDKs need.
     """
     spec = source.spec
     data: dict[str, Any] = {
@@ -58,4 +68,6 @@ def callback_body(source: Message, outcome: Outcome, *, dlq_id: str | None, max_
         data["sourceBody"] = b64encode(source.body).decode("ascii")
     if dlq_id is not None:
         data["dlqId"] = dlq_id
+    if run is not None:
+        data = {"body": "", "sourceBody": "", **data, **run}
     return json.dumps(data, separators=(",", ":")).encode()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.backoff import next_wait
@@ -30,31 +29,15 @@ from queuebridge.backends.qstash.devserver.messages import (
 )
 from queuebridge.backends.qstash.devserver.records import encode_queue
 from queuebridge.backends.qstash.devserver.schedules import Schedules
+from queuebridge.backends.qstash.devserver.settings import EngineSettings
 from queuebridge.backends.qstash.devserver.store import Store
 from queuebridge.backends.qstash.devserver.timetable import Alarm, Timetable
-from queuebridge.backends.qstash.protocol import (
-    DEFAULT_PLAN,
-    DEV_USERS,
-    FINISHED_MESSAGE_READABLE_SECONDS,
-    PLANS,
-    DevUser,
-    PlanLimits,
-)
+from queuebridge.backends.qstash.devserver.workflow.delivering import callback_fields, content, settle
+from queuebridge.backends.qstash.devserver.workflow.part import Role
+from queuebridge.backends.qstash.devserver.workflow.runs import Run
+from queuebridge.backends.qstash.protocol import FINISHED_MESSAGE_READABLE_SECONDS
 
 logger = logging.getLogger(__name__)
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """`time_scale` divides every wait before a retry; `max_parallelism` None means the plan's.
-
-    `burst_per_second` is how many requests a user may make in a second, publishes apart; None is no limit.
-    """
-
-    plan: PlanLimits = PLANS[DEFAULT_PLAN]
-    time_scale: float = 1.0
-    max_parallelism: int | None = None
-    burst_per_second: int | None = None
-    users: tuple[DevUser, ...] = DEV_USERS
 
 
 class Engine:
@@ -70,7 +53,11 @@ class Engine:
         parallelism = self.settings.max_parallelism or self.settings.plan.max_parallelism
         self.accounts = {
             user.name: Account(
-                user, max_parallelism=parallelism, ring_at=self.ring_at, cancel_alarm=self.cancel_alarm
+                user,
+                store,
+                max_parallelism=parallelism,
+                ring_at=self.ring_at,
+                cancel_alarm=self.cancel_alarm,
             )
             for user in self.settings.users
         }
@@ -131,6 +118,8 @@ class Engine:
         account.messages.pop(message.id, None)
         message.phase = Phase.CANCELED
         self.store.remove_message(message)
+        if message.spec.workflow is not None:
+            account.runs.undo(message)
         record = account.forget_publish(message.id)
         if record is not None:
             self.store.remove_deduplication(record)
@@ -165,6 +154,9 @@ class Engine:
         started: list[Message] = []
         for account in self.accounts.values():
             account.start_ready(now, started)
+        for message in started:
+            if message.spec.workflow is not None:
+                message.content = content(message, self.accounts[message.account].runs.of(message))
         return started
 
     def ring_at(self, due: float, ring: Callable[[float], None]) -> Alarm:
@@ -188,18 +180,25 @@ class Engine:
         now_ms = int(now * 1000)
         account = self.accounts[message.account]
         account.attempt_ended(message)
-        if outcome.delivered:
+        part = message.spec.workflow
+        settled = outcome.delivered
+        if part is not None:
+            message.content = None
+            settled, outcome = settle(message, account.runs.of(message), outcome)
+        if not outcome.delivered:
+            account.history.add(now_ms, LogState.ERROR, message, outcome=outcome)
+        if settled:
             account.history.add(now_ms, LogState.DELIVERED, message, outcome=outcome)
             self._call_back(account, message, message.spec.callback, outcome)
             self._end(account, message, Phase.DELIVERED, now)
             return
-        account.history.add(now_ms, LogState.ERROR, message, outcome=outcome)
         if message.cancel_requested:
             account.history.add(now_ms, LogState.CANCELED, message)
             self._end(account, message, Phase.CANCELED, now)
             return
         if message.retried < message.spec.max_retries and outcome.retryable:
-            self._call_back(account, message, message.spec.callback, outcome)
+            if part is None or part.role is not Role.TO_CALLBACK:  # a run waits for the final outcome only
+                self._call_back(account, message, message.spec.callback, outcome)
             self._retry(account, message, outcome, now)
             return
         self._fail(account, message, outcome, now)
@@ -239,6 +238,15 @@ class Engine:
             account.flows[message.spec.flow.key].note_cancelled()
         return True
 
+    def end_run(self, account: Account, run: Run) -> None:
+        """End a workflow run, however it went: nothing of it is sent any more, requests in flight excepted."""
+        account.runs.remove(run)
+        for message in run.pending.values():
+            if message.phase is Phase.ACTIVE:
+                self.store.remove_message(message)  # its outcome does not matter any more
+            else:
+                self.cancel(account, message)
+
     def remove_dead_letter(self, account: Account, letter: DeadLetter) -> None:
         """Drop an entry of the dead letter queue."""
         del account.dead_letters[letter.dlq_id]
@@ -257,8 +265,8 @@ class Engine:
 
     def take_back(self, message: Message) -> None:
         """Go on with a message found in the store; one that was in flight is due again at once."""
-        if message.cancel_requested:
-            account = self.accounts[message.account]
+        account = self.accounts[message.account]
+        if message.cancel_requested or not account.runs.adopt(message):
             now = self.clock()
             account.history.add(int(now * 1000), LogState.CANCELED, message)
             self._end(account, message, Phase.CANCELED, now)
@@ -328,10 +336,16 @@ class Engine:
         )
         account.dead_letters[letter.dlq_id] = letter
         account.history.add(now_ms, LogState.FAILED, message)
+        failure_callback = message.spec.failure_callback
+        run = account.runs.of(message)  # a failure callback has none: it has ended
+        if run is not None:
+            failure_callback = failure_callback or run.failure
         self._call_back(account, message, message.spec.callback, outcome)
-        self._call_back(account, message, message.spec.failure_callback, outcome, dlq_id=letter.dlq_id)
+        self._call_back(account, message, failure_callback, outcome, dlq_id=letter.dlq_id)
         self._end(account, message, Phase.FAILED, now)
         self.store.add_dead_letter(letter)
+        if run is not None:
+            self.end_run(account, run)
         logger.info("moved to the dead letter queue: message=%s dlq=%s", message.id, letter.dlq_id)
 
     def _call_back(
@@ -343,10 +357,12 @@ class Engine:
         *,
         dlq_id: str | None = None,
     ) -> None:
-        if spec is None:
+        if spec is None or (spec.workflow is not None and not account.runs.awaits(spec.workflow)):
             return
         limit = self.settings.plan.max_message_bytes
-        body = callback_body(source, outcome, dlq_id=dlq_id, max_body_bytes=limit)
+        run = account.runs.of(source)
+        fields = None if run is None else callback_fields(source, run, spec)
+        body = callback_body(source, outcome, dlq_id=dlq_id, max_body_bytes=limit, run=fields)
         hold = source.hold
         if source.spec.queue is not None:
             hold = (source.spec.queue, source.id)
@@ -356,6 +372,7 @@ class Engine:
         message = self._new_message(account, spec, body, not_before=0.0, hold=hold)
         if hold is not None and queue is not None:
             queue.hold(hold[1])
+        account.runs.adopt(message)
         self.release(message)
 
     def _end(self, account: Account, message: Message, phase: Phase, now: float) -> None:
@@ -366,6 +383,8 @@ class Engine:
         self.store.remove_message(message)
         if message.spec.schedule_id is not None:
             self.schedules.message_ended(message)
+        if message.spec.workflow is not None:
+            account.runs.finished(message, now)
         slot = message.hold or ((message.spec.queue, message.id) if message.spec.queue and held else None)
         queue = None if slot is None else account.queues.get(slot[0])
         if slot is not None and queue is not None:

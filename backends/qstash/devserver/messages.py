@@ -9,6 +9,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
+from queuebridge.backends.qstash.devserver.workflow.part import WorkflowPart
 from queuebridge.backends.qstash.protocol import (
     DEFAULT_FLOW_PERIOD_SECONDS,
     DEFAULT_METHOD,
@@ -69,6 +70,7 @@ class MessageSpec:
     `headers` are the forwarded headers plus `Content-Type`, in canonical case; nothing else of the
     publish request is kept. `timeout_seconds` None means the plan's maximum. `topic` and `endpoint` are
     the names of the URL group and of the endpoint in it, for a message that was published to a group.
+    `workflow` is set for messages of workflow runs only.
     """
 
     url: str
@@ -87,6 +89,7 @@ class MessageSpec:
     topic: str | None = None
     endpoint: str | None = None
     schedule_id: str | None = None
+    workflow: WorkflowPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,14 @@ class Phase(Enum):
 FINISHED: Final = frozenset({Phase.DELIVERED, Phase.FAILED, Phase.CANCELED})
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is sent instead of a message's body, and with which headers besides its own."""
+
+    body: bytes
+    headers: HeaderPairs
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Message:
     """One message on its way. Only the engine changes it.
@@ -134,6 +145,12 @@ class Message:
     cancel_requested: bool = False
     hold: tuple[str, str] | None = None
     finished_at: float = 0.0
+    content: Content | None = None  # of the attempt in flight, where it is not just the body
+
+    @property
+    def sent_body(self) -> bytes:
+        """What the attempt in flight sends."""
+        return self.body if self.content is None else self.content.body
 
     @property
     def finished(self) -> bool:
@@ -158,6 +175,7 @@ class Outcome:
     headers: HeaderPairs = ()
     body: bytes = b""
     error: str | None = None
+    timed_out: bool = False
 
     @property
     def delivered(self) -> bool:

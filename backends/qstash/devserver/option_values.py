@@ -17,6 +17,12 @@ from queuebridge.backends.qstash.protocol import (
     METHODS,
 )
 
+_SECONDS: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
+_LONG_DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:mo|[smhdwy]))+")
+_LONG_PART: Final = re.compile(r"([0-9]+)(mo|[smhdwy])")
+_LONG_UNITS: Final = {
+    "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "mo": 30 * 86_400, "y": 365 * 86_400,
+}  # fmt: skip
 _REDACT_HEADER: Final = re.compile(r"headers?\[([^\]]+)\]", re.IGNORECASE)
 
 
@@ -66,6 +72,20 @@ def duration(name: str, value: str) -> int:
         return parse_duration(value)
     except ValueError as error:
         raise bad_request(f"{name}: {error}") from None
+
+
+def workflow_delay(name: str, value: str) -> float:
+    """Return the seconds of a workflow's sleep: fractions of a second, weeks, months and years are allowed.
+
+    Raises:
+        Refusal: 400 for anything else.
+    """
+    text = value.strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    if not _LONG_DURATION.fullmatch(text):
+        return duration(name, text)
+    return sum(int(number) * _LONG_UNITS[unit] for number, unit in _LONG_PART.findall(text))
 
 
 def _method(value: str) -> str:

@@ -22,13 +22,19 @@ from queuebridge.backends.qstash.devserver.option_values import (
     integer,
     is_true,
     read_flow_control,
+    workflow_delay,
 )
+from queuebridge.backends.qstash.devserver.workflow.part import Place, delivered_headers, read_part
 from queuebridge.backends.qstash.protocol import PlanLimits
 
 _PREFIX: Final = "upstash-"
 _FORWARD: Final = "forward-"
 _CALLBACK: Final = "callback-"
 _FAILURE_CALLBACK: Final = "failure-callback-"
+_RUN_ID: Final = "workflow-runid"
+_INIT: Final = "workflow-init"
+# All other headers of this prefix are ours to set.
+_FORWARDED_OF_OURS: Final = ("upstash-workflow-", "upstash-label")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Connection handling is between this server and the destination; the rest is set by this server.
@@ -90,7 +96,7 @@ def read_directives(
         if "content-type" in found.forwarded:  # must give way to the publish's plain one, too
             content_type = found.forwarded.pop("content-type")[1]
     for name, value in parameters.items():
-        _sort_option(found, name, value)
+        _sort_option(found, name[len(_PREFIX) :], value)
     own_content_type = _sort_headers(found, headers, plain)
     if own_content_type is not None:
         content_type = own_content_type
@@ -103,6 +109,8 @@ def read_directives(
                 continue
             if lowered not in found.forwarded:
                 _forward(found.forwarded, lowered, value)
+    if _RUN_ID in found.options:
+        found.forwarded.pop("content-type", None)  # of the request that the workflow got, not of the message
     if content_type is not None and "content-type" not in found.forwarded:
         _forward(found.forwarded, "content-type", content_type)
     return found
@@ -116,7 +124,7 @@ def _sort_headers(
     for name, value in headers:
         lowered = name.lower()
         if lowered.startswith(_PREFIX):
-            _sort_option(found, lowered, value)
+            _sort_option(found, lowered[len(_PREFIX) :], value)
         elif lowered == "content-type":
             content_type = value
         else:
@@ -124,22 +132,29 @@ def _sort_headers(
     return content_type
 
 
-def _sort_option(found: Directives, lowered: str, value: str) -> None:
-    name = lowered[len(_PREFIX) :]
+def _rerooted(settings: Mapping[str, str]) -> Directives:
+    """Return the directives of a callback: its settings read as if it had been published with them."""
+    found = Directives()
+    for name, value in settings.items():
+        _sort_option(found, name, value)
+    if _RUN_ID in found.options:
+        found.forwarded.pop("content-type", None)
+    return found
+
+
+def _sort_option(found: Directives, name: str, value: str) -> None:
     if name.startswith(_FORWARD):
         _forward(found.forwarded, name[len(_FORWARD) :], value)
     elif name.startswith(_CALLBACK):
         found.callback[name[len(_CALLBACK) :]] = value
     elif name.startswith(_FAILURE_CALLBACK):
         found.failure_callback[name[len(_FAILURE_CALLBACK) :]] = value
-    elif name.startswith("workflow-") or name == "feature-set":
-        raise unsupported("Upstash Workflow headers", 400)
     elif not name.startswith("telemetry-"):
         found.options[name] = value
 
 
 def _forward(target: dict[str, tuple[str, str]], lowered: str, value: str) -> None:
-    if lowered in _NEVER_FORWARDED or lowered.startswith(_PREFIX):
+    if lowered in _NEVER_FORWARDED or (lowered.startswith(_PREFIX) and not lowered.startswith(_FORWARDED_OF_OURS)):
         return
     if not _TOKEN.fullmatch(lowered):
         raise bad_request(f"invalid forwarded header name {lowered[:60]!r}")
@@ -199,26 +214,42 @@ class OptionReader:
         _refuse_schedule_options(options)
         if "deduplication-id" in options or "content-based-deduplication" in options:
             raise bad_request("the retry of a dead letter cannot be deduplicated: the entry is gone after the first")
+        if _RUN_ID in options or _INIT in options:
+            raise bad_request("the retry of a dead letter cannot become part of a workflow run")
         found.forwarded.pop("content-type", None)  # of the retry request, not of the message
         return Publication(spec=self._spec(spec, found), not_before=self._not_before(options, now))
 
-    def _spec(self, base: MessageSpec, found: Directives) -> MessageSpec:
+    def _spec(self, base: MessageSpec, found: Directives, place: Place = Place.MESSAGE) -> MessageSpec:
         changes = self._common(found.options)
-        if found.forwarded:
+        forwarded = found.forwarded
+        options = found.options
+        if _RUN_ID in options or _INIT in options:
+            changes["workflow"] = part = read_part(options, place)
+            forwarded = delivered_headers(forwarded, part)
+        if forwarded:
             kept = {name.lower(): (name, value) for name, value in base.headers}
-            changes["headers"] = tuple((kept | found.forwarded).values())
+            changes["headers"] = tuple((kept | forwarded).values())
         spec = replace(base, **changes) if changes else base
-        callback = self._callback(spec, "callback", found.options, found.callback)
-        failure = self._callback(spec, "failure-callback", found.options, found.failure_callback)
+        callback, failure = base.callback, base.failure_callback
+        if callback is not None or "callback" in options:
+            callback = self._callback(spec, Place.CALLBACK, options, found.callback)
+        if failure is not None or "failure-callback" in options:
+            failure = self._callback(spec, Place.FAILURE_CALLBACK, options, found.failure_callback)
         if callback is None and failure is None:
             return spec
         return replace(spec, callback=callback, failure_callback=failure)
 
     def _callback(
-        self, spec: MessageSpec, name: str, options: Mapping[str, str], own: Mapping[str, str]
+        self, spec: MessageSpec, place: Place, options: Mapping[str, str], settings: Mapping[str, str]
     ) -> MessageSpec | None:
-        """Return the callback or failure callback; its retries are by default those of the message."""
-        base = spec.callback if name == "callback" else spec.failure_callback
+        """Return the callback or failure callback; its retries are by default those of the message.
+
+        A callback may have a failure callback, as those of workflow steps do, but no callback.
+        """
+        if place is Place.CALLBACK:
+            name, base = "callback", spec.callback
+        else:
+            name, base = "failure-callback", spec.failure_callback
         url = options.get(name)
         if not url:
             if base is None:
@@ -226,22 +257,22 @@ class OptionReader:
             url = base.url
         else:
             _check_callback_url(name, url)
-        if "delay" in own or "not-before" in own:
+        if "delay" in settings or "not-before" in settings:
             raise bad_request(f"Upstash-{canonical_header_name(name)}-Delay: callbacks cannot be delayed")
-        if "callback" in own or "failure-callback" in own:
+        if "callback" in settings or (place is Place.FAILURE_CALLBACK and "failure-callback" in settings):
             raise unsupported("a callback of a callback", 400)
-        headers: dict[str, tuple[str, str]] = {"content-type": ("Content-Type", "application/json")}
-        if base is not None:
-            headers = {key.lower(): (key, value) for key, value in base.headers}
-        for option, value in own.items():
-            if option.startswith(_FORWARD):
-                _forward(headers, option[len(_FORWARD) :], value)
-        # A callback repeats the message, and must not show what is redacted there.
-        start = base or MessageSpec(
-            url=url, max_retries=spec.max_retries, caller_ip=spec.caller_ip, redaction=spec.redaction
-        )
-        changes = {**self._common(own), "url": url, "headers": tuple(headers.values())}
-        return replace(start, **changes)
+        if base is None:
+            base = MessageSpec(
+                url=url,
+                headers=(("Content-Type", "application/json"),),
+                max_retries=spec.max_retries,
+                caller_ip=spec.caller_ip,
+                # A callback repeats the message, and must not show what is redacted there.
+                redaction=spec.redaction,
+            )
+        elif base.url != url:
+            base = replace(base, url=url)
+        return self._spec(base, _rerooted(settings), place) if settings else base
 
     def _common(self, options: Mapping[str, str]) -> dict[str, Any]:
         """Return the spec's fields that these options give."""
@@ -262,7 +293,8 @@ class OptionReader:
         if "not-before" in options:
             moment = integer("Upstash-Not-Before", options["not-before"])
         elif "delay" in options:
-            moment = now + duration("Upstash-Delay", options["delay"])
+            read = workflow_delay if _RUN_ID in options else duration
+            moment = now + read("Upstash-Delay", options["delay"])
         limit = self._plan.max_delay_seconds
         if limit is not None and moment - now > limit:
             raise over_quota("maxDelay", limit)

@@ -24,6 +24,7 @@ from queuebridge.backends.qstash.devserver.options import (
 from queuebridge.backends.qstash.devserver.quotas import DailyQuota
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, respond
 from queuebridge.backends.qstash.devserver.store import StoreError
+from queuebridge.backends.qstash.devserver.workflow import accepting
 from queuebridge.backends.qstash.protocol import MAX_BATCH_BYTES
 
 
@@ -107,6 +108,9 @@ class Publisher:
                 body = (item.get("body") or "").encode("utf-8", "surrogatepass")
                 self._check_size(len(body))
             except Refusal as refusal:
+                if _of_a_workflow(item):
+                    # Its SDKs look at the status only: nothing of the batch is accepted.
+                    raise
                 read.append(refusal)
                 continue
             if queue is not None and queue not in account.queues:
@@ -121,7 +125,14 @@ class Publisher:
                 results.append({"error": one.text})
                 continue
             endpoints, drafts = one
-            accepted, new = self._accept(account, drafts)
+            try:
+                accepted, new = self._accept(account, drafts)
+            except Refusal:
+                # Only a workflow's message is refused here; its SDKs look at the status only, so that nothing of the
+                # batch may be accepted.
+                for message in messages:
+                    self._engine.discard(message)
+                raise
             results.append(_answer(accepted, endpoints))
             messages += new
         await self.settle(messages)
@@ -138,7 +149,7 @@ class Publisher:
         if queue is not None:
             check_name("queue name", queue)
         now = self._engine.clock()
-        return self._reader.publication(
+        publication = self._reader.publication(
             endpoint.url,
             found,
             now=now,
@@ -147,6 +158,9 @@ class Publisher:
             topic=endpoint.topic,
             endpoint=endpoint.name,
         )
+        if publication.spec.workflow is not None and endpoint.topic is not None:
+            raise bad_request("a workflow run has one endpoint: its messages cannot go to a URL group")
+        return publication
 
     def _check_queue(self, account: Account, queue: str, new: Collection[str] = ()) -> None:
         """Refuse a queue too many; `new` are those that others of the same batch will create."""
@@ -169,13 +183,21 @@ class Publisher:
         messages: list[Message] = []
         for draft in drafts:
             publication = draft.publication
-            result, message = self._engine.accept(
-                account,
-                publication.spec,
-                draft.body,
-                not_before=publication.not_before,
-                dedup_key=draft.key,
-            )
+            spec = publication.spec
+            if spec.workflow is None:
+                result, message = self._engine.accept(
+                    account, spec, draft.body, not_before=publication.not_before, dedup_key=draft.key
+                )
+            else:
+                result, message = accepting.accept(
+                    self._engine,
+                    account,
+                    spec.workflow,
+                    spec,
+                    draft.body,
+                    not_before=publication.not_before,
+                    dedup_key=draft.key,
+                )
             accepted.append(result)
             if message is not None:
                 messages.append(message)
@@ -286,6 +308,10 @@ def _batch_items(body: bytes) -> list[dict[str, Any]]:
         ):
             raise bad_request(f"batch item {index}: headers must be an object of strings")
     return items
+
+
+def _of_a_workflow(item: dict[str, Any]) -> bool:
+    return any(name.lower() == "upstash-workflow-runid" for name in item.get("headers") or {})
 
 
 def content_hash(publication: Publication, body: bytes) -> str:

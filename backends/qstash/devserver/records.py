@@ -20,6 +20,7 @@ from queuebridge.backends.qstash.devserver.messages import (
     Redaction,
     SigningKeys,
 )
+from queuebridge.backends.qstash.devserver.workflow.part import WorkflowPart
 
 _DEFAULTS: Final = {
     spec_field.name: spec_field.default for spec_field in fields(MessageSpec) if spec_field.name != "url"
@@ -41,6 +42,8 @@ def encode_spec(spec: MessageSpec) -> dict[str, Any]:
             value = [value.key, value.parallelism, value.rate, value.period_seconds]
         elif isinstance(value, Redaction):
             value = [value.body, value.all_headers, sorted(value.headers)]
+        elif isinstance(value, WorkflowPart):
+            value = value.encode()
         data[name] = value
     return data
 
@@ -63,6 +66,8 @@ def decode_spec(data: dict[str, Any]) -> MessageSpec:
     if "redaction" in values:
         body, all_headers, headers = values["redaction"]
         values["redaction"] = Redaction(body=body, all_headers=all_headers, headers=frozenset(headers))
+    if "workflow" in values:
+        values["workflow"] = WorkflowPart.decode(values["workflow"])
     return MessageSpec(**values)
 
 

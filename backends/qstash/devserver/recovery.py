@@ -14,6 +14,7 @@ from queuebridge.backends.qstash.devserver.limits import FifoQueue
 from queuebridge.backends.qstash.devserver.messages import Document, LogState, Message, Recovered
 from queuebridge.backends.qstash.devserver.quotas import restore_usage
 from queuebridge.backends.qstash.devserver.records import decode_keys, decode_queue
+from queuebridge.backends.qstash.devserver.workflow.runs import RECORD_KIND, RUN_KIND
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,19 @@ def _restore_schedule(engine: Engine, document: Document) -> None:
 
 def _restore_schedule_progress(engine: Engine, document: Document) -> None:
     engine.schedules.restore_progress(document)
+
+
 def _restore_group(engine: Engine, document: Document) -> None:
     engine.accounts[document.account].groups[document.key] = decode_group(document)
+
+
+def _restore_run(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].runs.restore_run(document)
+
+
+def _restore_record(engine: Engine, document: Document) -> None:
+    engine.accounts[document.account].runs.restore_record(document)
+    engine.continue_after(document.data["seq"])
 
 
 # By the kind of a document.
@@ -50,6 +62,8 @@ _RESTORE: Final[Mapping[str, Callable[[Engine, Document], None]]] = {
     schedules.PROGRESS_KIND: _restore_schedule_progress,
     "group": _restore_group,
     "usage": restore_usage,
+    RUN_KIND: _restore_run,
+    RECORD_KIND: _restore_record,
 }
 
 
@@ -75,6 +89,8 @@ def recover(engine: Engine, recovered: Recovered) -> None:
     if messages:
         _take_back(engine, messages)
         logger.info("recovered undelivered messages: count=%d", len(messages))
+    for account in accounts.values():
+        account.runs.note_idle(engine.clock())
 
 
 def _take_back(engine: Engine, messages: list[Message]) -> None:

@@ -95,11 +95,12 @@ class Sender:
         if self._resolver is not None and (place := self._resolver.place_of(url)) is not None:
             url, host = place
             headers.setdefault("Host", host)
+        sent = message.sent_body
         try:
             async with self._session.request(
                 spec.method,
                 _url(url),
-                data=io.BytesIO(message.body) if len(message.body) > _LARGE_BODY else message.body,
+                data=io.BytesIO(sent) if len(sent) > _LARGE_BODY else sent,
                 headers=headers,
                 allow_redirects=False,
                 timeout=_timeout(seconds),
@@ -107,7 +108,7 @@ class Sender:
                 body = await _read(response, self._plan.max_message_bytes)
                 return Outcome(status=response.status, headers=tuple(response.headers.items()), body=body)
         except asyncio.TimeoutError:
-            return Outcome(error=f"no answer within {seconds} s")
+            return Outcome(error=f"no answer within {seconds} s", timed_out=True)
         except aiohttp.InvalidURL:
             return Outcome(error="InvalidURL")  # its text would repeat a password in the URL
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -127,6 +128,9 @@ class Sender:
         headers["User-Agent"] = DELIVERY_USER_AGENT
         for name, value in spec.headers:
             headers[name] = value
+        if message.content is not None:
+            for name, value in message.content.headers:
+                headers[name] = value
         headers[HEADER_MESSAGE_ID] = message.id
         headers[HEADER_RETRIED] = str(message.retried)
         headers[HEADER_CALLER_IP] = spec.caller_ip
@@ -135,7 +139,8 @@ class Sender:
             headers[HEADER_TOPIC_NAME] = spec.topic
         if spec.schedule_id is not None:
             headers[HEADER_SCHEDULE_ID] = spec.schedule_id
-        headers[HEADER_SIGNATURE] = sign(signing_key, url=spec.url, body=message.body, now=self._clock())
+        headers[HEADER_SIGNATURE] = sign(
+            signing_key, url=spec.url, body=message.sent_body, now=self._clock())
         return headers
 
 

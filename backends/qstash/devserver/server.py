@@ -23,12 +23,13 @@ from queuebridge.backends.qstash.devserver.admin.travel import Traveller
 from queuebridge.backends.qstash.devserver.app import App
 from queuebridge.backends.qstash.devserver.clock import Clock
 from queuebridge.backends.qstash.devserver.dispatcher import Dispatcher
-from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
+from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.messages import SigningKeys
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.request import Services
 from queuebridge.backends.qstash.devserver.resolving import Resolution, Resolver
 from queuebridge.backends.qstash.devserver.sender import Sender
+from queuebridge.backends.qstash.devserver.settings import EngineSettings
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.store import MemoryStore, Store
 from queuebridge.backends.qstash.protocol import DEFAULT_REGION, DEV_PORT

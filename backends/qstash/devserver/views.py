@@ -64,6 +64,9 @@ def _spec_fields(spec: MessageSpec, callback_header: str, failure_callback_heade
             data[name] = callback.url
             data[header_name] = header_map(callback.headers)
     data.update(origin_fields(spec))
+    if spec.workflow is not None:
+        data["workflowRunId"] = spec.workflow.run_id
+        data["workflowUrl"] = spec.workflow.url
     if spec.queue is not None:
         data["queueName"] = spec.queue
     if spec.labels:

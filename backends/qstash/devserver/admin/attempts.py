@@ -56,7 +56,7 @@ class Attempts:
             limit = self._sender.timeout_seconds(message)
             await asyncio.sleep(min(script.seconds, limit))
             if script.seconds >= limit:
-                return Outcome(error=f"no answer within {limit} s")
+                return Outcome(error=f"no answer within {limit} s", timed_out=True)
         outcome = await self._sender.send(message, headers)
         if script.fault == "lose_answer":
             return Outcome(error="ConnectionError: the answer was lost by a scripted fault")

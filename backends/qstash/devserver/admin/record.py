@@ -37,6 +37,7 @@ class Delivery(NamedTuple):
     message: Message
     retried: int
     headers: CIMultiDict[str]
+    body: bytes
     outcome: Outcome
     fault: str | None
     size: int
@@ -61,10 +62,11 @@ class Record:
         self, started: float, message: Message, headers: CIMultiDict[str], outcome: Outcome, fault: str | None
     ) -> None:
         """Remember an attempt that began at `started` (Unix seconds) and has ended."""
-        size = _ENTRY_BYTES + len(message.body) + len(outcome.body) + sum(map(len, headers.values()))
+        body = message.sent_body
+        size = _ENTRY_BYTES + len(body) + len(outcome.body) + sum(map(len, headers.values()))
         deliveries = self._deliveries
         number = next(self._numbers)
-        deliveries.append(Delivery(number, started, message, message.retried, headers, outcome, fault, size))
+        deliveries.append(Delivery(number, started, message, message.retried, headers, body, outcome, fault, size))
         self._bytes += size
         while len(deliveries) > self._max_deliveries or self._bytes > self._max_bytes:
             self._bytes -= deliveries.popleft().size
@@ -95,7 +97,7 @@ def delivery_view(delivery: Delivery) -> dict[str, Any]:
         "method": message.spec.method,
         "url": _shown_url(message.spec.url),
         "header": _headers(delivery.headers.items(), redaction),
-        **_body(message.body, redaction),
+        **_body(delivery.body, redaction),
     }
     if message.spec.labels:
         data["labels"] = list(message.spec.labels)

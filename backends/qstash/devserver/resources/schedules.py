@@ -122,6 +122,8 @@ class SchedulesResource:
         publication = self._reader.publication(
             target, found, now=0.0, queue=queue, caller_ip=request.http.remote or ""
         )
+        if publication.spec.workflow is not None:
+            raise bad_request("a schedule starts a workflow by its URL, without Upstash-Workflow headers")
         body = await read_body(request.http, self._plan.max_message_bytes)
         dedup_key = None
         if publication.dedup_id is not None:

@@ -7,8 +7,9 @@ import pytest
 
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.clock import Clock
-from queuebridge.backends.qstash.devserver.engine import Engine, EngineSettings
+from queuebridge.backends.qstash.devserver.engine import Engine
 from queuebridge.backends.qstash.devserver.messages import LogState, Message, MessageSpec, Outcome
+from queuebridge.backends.qstash.devserver.settings import EngineSettings
 from queuebridge.backends.qstash.devserver.store import MemoryStore, Store
 from queuebridge.backends.qstash.protocol import DEV_USERS
 

@@ -8,6 +8,8 @@ from queuebridge.backends.qstash.devserver.destination import check_destination,
 from queuebridge.backends.qstash.devserver.errors import Refusal
 from queuebridge.backends.qstash.devserver.messages import FlowControl, Redaction
 from queuebridge.backends.qstash.devserver.options import OptionReader, Publication, read_directives
+from queuebridge.backends.qstash.devserver.records import decode_spec, encode_spec
+from queuebridge.backends.qstash.devserver.workflow.part import Role, WorkflowPart
 from queuebridge.backends.qstash.protocol import PLANS
 
 NOW = 1_800_000_000.0
@@ -190,7 +192,7 @@ def test_content_based_deduplication_is_read_in_any_case() -> None:
         ("Upstash-Deduplication-Id", "a:b"),
         ("Upstash-Cron", "* * * * *"),
         ("Upstash-Queue-Name", "q"),
-        ("Upstash-Workflow-RunId", "x"),
+        ("Upstash-Workflow-Init", "true"),
         ("Upstash-Forward-Bad Name", "x"),
         ("Upstash-Forward-X", "\udcff"),
         ("Upstash-Callback-Delay", "5s"),
@@ -263,3 +265,71 @@ def test_other_destinations_are_refused(destination: str, status: int, part: str
 
     assert caught.value.status == status
     assert part in caught.value.text
+
+
+def test_settings_of_a_callback_are_read_as_if_it_had_been_published_with_them() -> None:
+    spec = read(
+        ("Upstash-Callback", "http://cb/"),
+        ("Upstash-Callback-Retries", "1"),
+        ("Upstash-Callback-Failure-Callback", "http://cb/failed"),
+        ("Upstash-Callback-Failure-Callback-Forward-X", "1"),
+        ("Upstash-Callback-Failure-Callback-Workflow-RunId", "wfr_1"),
+        ("Upstash-Callback-Workflow-RunId", "wfr_1"),
+        ("Upstash-Callback-Forward-Upstash-Workflow-StepId", "3"),
+        ("Upstash-Failure-Callback-Retries", "9"),
+    ).spec
+
+    callback = spec.callback
+    assert callback is not None
+    assert (spec.workflow, spec.failure_callback, callback.max_retries) == (None, None, 1)
+    assert callback.workflow == WorkflowPart(run_id="wfr_1", role=Role.FROM_CALLBACK)
+    assert callback.headers == (("Content-Type", "application/json"), ("Upstash-Workflow-Stepid", "3"))
+    failure = callback.failure_callback
+    assert failure is not None
+    assert (failure.url, failure.max_retries) == ("http://cb/failed", 1)
+    assert failure.workflow == WorkflowPart(run_id="wfr_1", role=Role.FAILURE_CALL)
+    assert failure.headers == (("Content-Type", "application/json"), ("X", "1"))
+    assert decode_spec(encode_spec(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "name", ["Callback-Callback", "Failure-Callback-Callback", "Failure-Callback-Failure-Callback"]
+)
+def test_callback_of_a_callback_is_refused(name: str) -> None:
+    urls = [("Upstash-Callback", "http://cb/"), ("Upstash-Failure-Callback", "http://cb/")]
+
+    assert refusal((f"Upstash-{name}", "http://cb/2"), *urls).status == 400
+
+
+def test_stale_headers_of_an_earlier_request_are_not_delivered_in_a_workflow() -> None:
+    stale = {
+        "Accept-Encoding": "gzip", "Connection": "close", "Content-Length": "3", "Content-Type": "text/old",
+        "Host": "old", "Proxy-Foo": "1", "Transfer-Encoding": "chunked", "Upstash-Message-Id": "msg_old",
+        "Upstash-Retried": "2", "Upstash-Signature": "old", "User-Agent": "old",
+    }  # fmt: skip
+    kept = {"Authorization": "Bearer mine", "Upstash-Label": "l", "Upstash-Workflow-Sdk-Version": "1", "X-User": "u"}
+    forwarded = [(f"Upstash-Forward-{name}", value) for name, value in (stale | kept).items()]
+    workflow = ("Upstash-Workflow-RunId", "wfr_1")
+
+    spec = read(("Content-Type", "text/new"), workflow, *forwarded).spec
+    callback = read(
+        ("Upstash-Callback", "http://cb/"),
+        ("Upstash-Callback-Workflow-RunId", "wfr_1"),
+        *((name.replace("Upstash-", "Upstash-Callback-", 1), value) for name, value in forwarded),
+    ).spec.callback
+
+    assert dict(spec.headers) == {"Content-Type": "text/new", **kept}
+    assert callback is not None
+    del kept["Upstash-Workflow-Sdk-Version"]  # with it, the SDK would read the callback as a history
+    assert dict(callback.headers) == {"Content-Type": "application/json", **kept}
+
+
+@pytest.mark.parametrize(
+    ("delay", "seconds"), [("1.5", 1.5), ("90", 90), ("1d10h30m", 124_200), ("2w", 1_209_600), ("1mo1m", 2_592_060)]
+)
+def test_workflow_sleeps_in_fractions_of_seconds_and_in_long_units(delay: str, seconds: float) -> None:
+    workflow = ("Upstash-Workflow-RunId", "wfr_1")
+
+    assert read(("Upstash-Delay", delay), workflow).not_before == NOW + seconds
+    assert refusal(("Upstash-Delay", "1.5")).status == 400
+    assert refusal(("Upstash-Delay", "1.5x"), workflow).status == 400

@@ -1,0 +1,1 @@
+"""Upstash Workflow: runs, their histories, and what is different about their messages."""
