@@ -335,7 +335,7 @@ describe("logs", () => {
     const rest = await client.logs({ filter: { messageId }, count: 4, cursor: page.cursor });
     assert.equal(page.logs.length + rest.logs.length, 6);
     assert.equal(rest.cursor, undefined);
-    assert.ok((await client.events({ filter: { messageId } })).events.length, 6);
+    assert.equal((await client.events({ filter: { messageId } })).events.length, 6);
   });
 
   test("a cancelled message", async () => {
@@ -373,6 +373,22 @@ describe("flow control", () => {
     const { parallelismMax } = await client.flowControl.getGlobalParallelism();
     assert.ok(parallelismMax >= 1);
   });
+});
+
+test("the client's development mode adopts the server that runs on its port", async () => {
+  process.env.QSTASH_DEV = "true";
+  process.env.QSTASH_DEV_PORT = new URL(process.env.QSTASH_URL).port;
+  try {
+    // Neither URL nor token nor keys are given.
+    const developing = new Client({ retry: false });
+    const { messageId } = await developing.publish({ url: `${base}/developed`, body: "x" });
+    const arrival = await arrived("/developed");
+    assert.equal(arrival.headers["upstash-message-id"], messageId);
+    assert.ok(await new Receiver().verify({ signature: arrival.headers["upstash-signature"], body: "x" }));
+  } finally {
+    delete process.env.QSTASH_DEV;
+    delete process.env.QSTASH_DEV_PORT;
+  }
 });
 
 test("keys are read and rotated", async () => {
