@@ -24,6 +24,7 @@ from queuebridge.backends.celery.execution import check_signature, claimed_execu
 from queuebridge.backends.celery.forwarding import parameter_names
 from queuebridge.backends.celery.native import NativeMessage, from_envelope
 from queuebridge.backends.celery.receiver_app import receiver_app
+from queuebridge.backends.celery.requeueing import requeue, serializer_of
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
@@ -86,7 +87,7 @@ class PushedTask:
         """Run the message as a worker would; see `Runnable.execute`."""
         try:
             message = self._message(envelope, redelivered=delivery.attempt > 1)
-            self._payload(message)
+            body = self._payload(message)
         except InvalidArguments as error:
             return Outcome(status=Status.INVALID_ARGUMENTS, error=error)
         # Everything below asks for the current app, which is one per thread.
@@ -106,9 +107,17 @@ class PushedTask:
             except TaskRevokedError:
                 # By its stamps. Whoever waits for it has been told.
                 return Outcome(status=Status.DONE)
-        if pool.raised is not None:
-            return outcome_of_error(pool.raised)
-        return outcome_of(envelope, claimed.traced)
+        outcome = outcome_of(envelope, claimed.traced) if pool.raised is None else outcome_of_error(pool.raised)
+        if outcome.status is Status.RETRY and requeue(
+            self.task,
+            from_envelope(envelope),
+            body,
+            queue=envelope.queue,
+            serializer=serializer_of(message.content_type),
+            compression=message.headers.get("compression"),
+        ):
+            return Outcome(status=Status.RETRIED, error=outcome.error)
+        return outcome
 
     def _message(self, envelope: Envelope, *, redelivered: bool = False) -> _Message:
         try:

@@ -129,10 +129,8 @@ def test_chain_and_callbacks_go_on_over_push(world: CeleryWorld) -> None:
     [
         (Ignore(), Status.DONE, states.PENDING),
         (Reject("no", requeue=False), Status.FAILED, states.FAILURE if celery.VERSION >= (5, 7) else states.PENDING),
-        # Back to the sender, who brings it again.
-        (Reject("later", requeue=True), Status.RETRY, states.PENDING),
     ],
-    ids=["ignore", "reject", "requeue"],
+    ids=["ignore", "reject"],
 )
 def test_what_a_task_says_about_its_message_is_done(
     world: CeleryWorld, error: Exception, status: Status, state: str
@@ -144,19 +142,6 @@ def test_what_a_task_says_about_its_message_is_done(
     outcome, result = run(world, work)
 
     assert (outcome.status, result.state) == (status, state)
-
-
-def test_task_sees_that_its_message_came_before(world: CeleryWorld) -> None:
-    @world.app.task(bind=True, acks_late=True, shared=False)
-    def work(self: Any) -> str:
-        if not self.request.delivery_info["redelivered"]:
-            raise Reject("not yet", requeue=True)
-        return "second"
-
-    first, result = run(world, work)
-    second = world.deliver(world.pushed()[-1], attempt=2)
-
-    assert (first.status, second.status, result.get(timeout=1)) == (Status.RETRY, Status.DONE, "second")
 
 
 def test_started_is_tracked_and_request_is_that_of_a_worker(world: CeleryWorld) -> None:
