@@ -25,10 +25,11 @@ from queuebridge.backends.celery.forwarding import parameter_names
 from queuebridge.backends.celery.native import NativeMessage, from_envelope
 from queuebridge.backends.celery.receiver_app import receiver_app
 from queuebridge.backends.celery.requeueing import requeue, serializer_of
+from queuebridge.backends.celery.stamps import is_revoked_by_stamps
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
-from queuebridge.errors import InvalidArguments, MalformedEnvelope, UnknownTask
+from queuebridge.errors import InvalidArguments, LedgerUnavailable, MalformedEnvelope, UnknownTask
 from queuebridge.outcome import Outcome, Status
 from queuebridge.runnable import Runnable, current_job_of
 from queuebridge.timelimit import time_limit
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from queuebridge.lease import Lease
 
 logger = logging.getLogger(__name__)
+
+# After how long a job comes again of which the ledger could not say whether it is revoked.
+_LEDGER_SECONDS = 15.0
 
 
 def find(envelope: Envelope) -> Runnable:
@@ -94,6 +98,10 @@ class PushedTask:
         self.app.set_current()
         acknowledgement = _Acknowledgement()
         request = self._request(message, acknowledgement)
+        try:
+            self._hear_of_revoked_stamps(request)
+        except LedgerUnavailable as error:
+            return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_LEDGER_SECONDS)
         if (request.expires or request.id in state.revoked) and request.revoked():
             return Outcome(status=Status.DONE)
         signals.task_received.send(sender=self, request=request)
@@ -118,6 +126,14 @@ class PushedTask:
         ):
             return Outcome(status=Status.RETRIED, error=outcome.error)
         return outcome
+
+    def _hear_of_revoked_stamps(self, request: Any) -> None:
+        forwarding = getattr(self.app, "queuebridge", None)
+        chosen = forwarding.forwarding() if forwarding is not None and request.stamped_headers else None
+        ledger = chosen.bridge.ledger if chosen is not None else None
+        if ledger is not None and is_revoked_by_stamps(ledger, request.stamps):
+            # Celery discards it then, and tells everybody.
+            state.revoked.add(request.id)
 
     def _message(self, envelope: Envelope, *, redelivered: bool = False) -> _Message:
         try:
