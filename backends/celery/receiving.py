@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import celery
 from billiard.einfo import ExceptionInfo
 from celery import signals
+from celery.app import trace
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from celery.utils.imports import symbol_by_name
+from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from queuebridge.lease import Lease
 
 logger = logging.getLogger(__name__)
+_worker_logger = get_logger("celery.worker.strategy")
 
 # After how long a job comes again of which the ledger could not say whether it is revoked.
 _LEDGER_SECONDS = 15.0
@@ -98,6 +101,7 @@ class PushedTask:
         self.app.set_current()
         acknowledgement = _Acknowledgement()
         request = self._request(message, acknowledgement)
+        _log_received(request)
         try:
             self._hear_of_revoked_stamps(request)
         except LedgerUnavailable as error:
@@ -237,6 +241,21 @@ class _InProcess:
             callback((1, ExceptionInfo(), 0.0))
         else:
             callback(result)
+
+
+def _log_received(request: Any) -> None:
+    """Log what a worker logs, where it does."""
+    if not _worker_logger.isEnabledFor(logging.INFO):
+        return
+    context = {
+        "id": request.id,
+        "name": request.name,
+        "args": request.argsrepr,
+        "kwargs": request.kwargsrepr,
+        "eta": request.eta,
+    }
+    # Looked up now: applications change it.
+    _worker_logger.info(trace.LOG_RECEIVED, context, extra={"data": context})
 
 
 @lru_cache(maxsize=1)

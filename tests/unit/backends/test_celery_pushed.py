@@ -11,6 +11,7 @@ import celery
 import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import signals, states
+from celery.app import trace
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.worker import state
 
@@ -72,6 +73,35 @@ def test_signals_of_a_worker_are_sent_in_its_order(world: CeleryWorld) -> None:
         run(world, work)
 
     assert seen == ["task_received", "task_prerun", "task_success", "task_postrun"]
+
+
+def test_arrival_is_logged_as_a_worker_does(
+    world: CeleryWorld, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @world.app.task(shared=False)
+    def work(value: int) -> None: ...
+
+    with caplog.at_level("INFO"):
+        _, result = run(world, work, 7, shadow="another name")
+    (record,) = [record for record in caplog.records if record.name == "celery.worker.strategy"]
+    assert record.getMessage() == f"Task another name[{result.id}] received"
+    assert (record.data["args"], record.data["kwargs"]) == ("(7,)", "{}")  # type: ignore[attr-defined]
+
+    # As applications do that want to see more.
+    monkeypatch.setattr(trace, "LOG_RECEIVED", "%(name)s came with %(args)s")
+    with caplog.at_level("INFO"):
+        run(world, work, 8)
+    assert f"{work.name} came with (8,)" in caplog.text
+
+
+def test_arrival_is_not_logged_where_nobody_wants_it(world: CeleryWorld, caplog: pytest.LogCaptureFixture) -> None:
+    @world.app.task(shared=False)
+    def work() -> None: ...
+
+    with caplog.at_level("WARNING", logger="celery"):
+        run(world, work)
+
+    assert "received" not in caplog.text
 
 
 def test_failure_is_final_and_told_to_everybody(world: CeleryWorld) -> None:
