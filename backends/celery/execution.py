@@ -6,7 +6,6 @@ as it is assigned: whatever pool calls it, the job is claimed first, and settled
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,11 @@ from celery import states
 from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import loads
 from pydantic import ValidationError
 
 from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, Minted, encode_header, read_header
-from queuebridge.backends.celery.native import from_envelope
+from queuebridge.backends.celery.native import NativeMessage, as_json, carry, from_envelope
 from queuebridge.backends.celery.requeueing import (
     REQUEUE_SECONDS,
     as_delivered_before,
@@ -264,22 +263,17 @@ class _WorkerExecution:
         if "expiration" in properties:
             # A broker says milliseconds, and is told seconds.
             properties["expiration"] = float(properties["expiration"]) / 1000
-        message = {
-            "headers": {
-                name: value
-                for name, value in request.items()
-                if name in known or name not in hidden
-            },
-            "properties": properties,
-            "embed": embed,
-            "content_type": "application/json",
-            "content_encoding": "utf-8",
-            "exchange": delivery_info.get("exchange") or "",
-            "routing_key": delivery_info.get("routing_key") or "",
-            "queue": None,
-        }
-        plain: dict[str, Any] = json.loads(dumps(message))
-        return plain
+        message = NativeMessage(
+            # Its arguments are those of the envelope.
+            body=b"",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={name: value for name, value in request.items() if name in known or name not in hidden},
+            properties=properties,
+            exchange=delivery_info.get("exchange") or "",
+            routing_key=delivery_info.get("routing_key") or "",
+        )
+        return carry(message, {"embed": embed})
 
     def _again(self, delay: float, header: Minted, reason: str) -> Any:
         """Publish the same dispatch to come again later, and have this message acknowledged."""
@@ -350,6 +344,6 @@ def _acknowledged(reason: str) -> Any:
 
 def _shown(args: Any, kwargs: Any) -> dict[str, Any] | None:
     try:
-        return {"args": json.loads(dumps(list(args))), "kwargs": json.loads(dumps(dict(kwargs)))}
+        return {"args": as_json(list(args)), "kwargs": as_json(dict(kwargs))}
     except (TypeError, ValueError):
         return None
