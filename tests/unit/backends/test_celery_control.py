@@ -22,10 +22,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     said: list[Any] = []
 
     def broadcast(
-        _: Any, command: str, arguments: Any = None, destination: Any = None, *__: Any, **___: Any
-    ) -> list[Any]:
+        _: Any,
+        command: str,
+        arguments: Any = None,
+        destination: Any = None,
+        connection: Any = None,
+        reply: bool = False,
+        **__: Any,
+    ) -> list[Any] | None:
         said.append((command, dict(arguments or {}), destination))
-        return [{"worker@here": {"ok": "flagged"}}]
+        return [{"worker@here": {"ok": "flagged"}}] if reply else None
 
     monkeypatch.setattr(Control, "broadcast", broadcast)
     return said

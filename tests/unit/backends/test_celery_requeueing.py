@@ -226,6 +226,7 @@ def test_retry_after_it_is_no_redelivery(pushing: CeleryWorld) -> None:
     assert seen == [(0, False), (0, True), (1, False)]
 
 
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery takes what a hook raises for an error of its own.")
 def test_reject_of_a_hook_after_the_body_counts_too(world: CeleryWorld) -> None:
     class Base(celery.Task):
         def on_success(self, *_: Any) -> None:
