@@ -288,9 +288,16 @@ def test_job_that_is_killed_by_its_time_limit_has_failed(spawn: Spawner, tmp_pat
 
 
 @pytest.mark.timeout(120)
-def test_job_whose_process_dies_runs_again(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
+@pytest.mark.parametrize("acknowledged", ["late", "early"])
+def test_job_whose_process_dies_runs_again(
+    spawn: Spawner, tmp_path: Path, redis_url: str, acknowledged: str
+) -> None:
     """P1: nobody knows what it did, so that it is not given up, whatever its `acks_late`."""
-    endings = Endings(Shop(spawn, tmp_path, redis_url, redis_url), "dual")
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    if acknowledged == "early":
+        shop.environ["SHOP_ACKS_EARLY"] = "yes"
+    # Nothing but the dispatch itself: the job is not saved by another copy of it.
+    endings = Endings(shop, "legacy")
     job_id = endings.send("shop.dies", "a")
 
     endings.wait_for_state(job_id, State.DONE)
