@@ -10,6 +10,7 @@ import celery
 from celery import signals
 from kombu.common import Broadcast
 
+from queuebridge.backends.celery.endings import settle_terminated, watch_endings
 from queuebridge.errors import QueueBridgeError
 from queuebridge.failures import redact
 from queuebridge.outcome import describe
@@ -66,14 +67,17 @@ def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
 def note_revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
     """Cancel in the ledger what a worker discards, revoked or expired, so that no other copy of it runs.
 
-    One that was ended while it ran is left to its lease: only its executor could settle it.
+    One that was ended while it ran does not run again either, when its lease ends.
     """
     forwarding = getattr(sender.app, "queuebridge", None)
     chosen = forwarding.forwarding() if forwarding is not None else None
-    if chosen is None or chosen.bridge.ledger is None or terminated:
+    if chosen is None or chosen.bridge.ledger is None:
         return
     try:
+        # First, so that an execution that was ended before it had its claim cannot get it any more.
         chosen.bridge.cancel(request.id)
+        if terminated:
+            settle_terminated(request.id, chosen.bridge.ledger)
     except QueueBridgeError as error:
         logger.error("Task %s was discarded, and its other copy may run: %s", request.id, redact(describe(error)))
 
@@ -93,6 +97,7 @@ def _set_up(instance: Any, **_: Any) -> None:
 
     if claims and vars(app)[_CLAIMS] is None:
         signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
+        watch_endings()
         for name, queue in list(app.amqp.queues.consume_from.items()):
             if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
                 app.amqp.queues.select_add(claimed_queue(name))

@@ -15,7 +15,7 @@ import pytest
 from processes import ChildProcess, Spawner, free_port, wait_until
 
 from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER
-from queuebridge.ledger import ExecutionFilter
+from queuebridge.ledger import DeliveryOutcome, Execution, ExecutionFilter, State
 from queuebridge.loading import load_ledger
 
 APPLICATIONS = Path(__file__).parents[1] / "support" / "applications"
@@ -61,10 +61,10 @@ class Shop:
         assert child.wait(30) == status, child.report()
         return child.output
 
-    def worker(self, **variables: str) -> ChildProcess:
+    def worker(self, *arguments: str, module: str = "shop_celery", **variables: str) -> ChildProcess:
         """Start a worker of the application, as its team always has."""
         name = f"worker-{uuid.uuid4().hex[:6]}@here"
-        command = [PYTHON, "-m", "celery", "-A", "shop_celery", "worker", "-c", "2", "-l", "INFO", "-n", name]
+        command = [PYTHON, "-m", "celery", "-A", module, "worker", "-c", "2", "-l", "INFO", "-n", name, *arguments]
         child = self._spawn(command, env={**self.environ, **variables}, name="celery")
         child.wait_for_line(r"ready\.", 40)
         return child
@@ -82,6 +82,10 @@ class Shop:
         """Start a producer."""
         command = [PYTHON, str(APPLICATIONS / "shop_orders.py"), name, str(per_second)]
         return self._spawn(command, env=self.environ, name=f"producer {name}")
+
+    def call(self, *arguments: str) -> ChildProcess:
+        """Do something with jobs that do not come to their end at once."""
+        return self._spawn([PYTHON, str(APPLICATIONS / "shop_endings.py"), *arguments], env=self.environ, name="call")
 
     def seen(self) -> Counter[str]:
         """Return the effects, and how often each happened."""
@@ -196,3 +200,121 @@ def test_nothing_of_ours_is_needed_in_stage_legacy(spawn: Spawner, tmp_path: Pat
     wait_until(lambda: set(accepted(producer)) <= set(shop.seen()), 40, what="all effects")
     found: dict[str, Any] = dict(shop.seen())
     assert set(found.values()) == {1}
+
+
+class Endings:
+    """Jobs that do not come to their end at once, in one stage.
+
+    Args:
+        shop: The application.
+        stage: The stage.
+        worker: Arguments of the worker.
+    """
+
+    def __init__(self, shop: Shop, stage: str, *worker: str) -> None:
+        self.shop = shop
+        self.gate = shop.folder / "gate"
+        shop.environ.update(
+            QUEUEBRIDGE_STAGE=stage,
+            QUEUEBRIDGE_LEASE_SECONDS="3",
+            QUEUEBRIDGE_GRACE_SECONDS="1",
+            QUEUEBRIDGE_HEDGE_SECONDS="4",
+            QUEUEBRIDGE_CELERY_APP="shop_endings:app",
+        )
+        shop.command("ledger", "upgrade")
+        shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+        receiver = shop.run("receiver", "--port", str(shop.receiver_port))
+        shop.run("reconcile", "--loop")
+        shop.worker(*worker, module="shop_endings")
+        receiver.wait_for_port(shop.receiver_port)
+
+    def call(self, *arguments: str) -> str:
+        """Do something as a producer."""
+        child = self.shop.call(*arguments)
+        assert child.wait(30) == 0, child.report()
+        return child.stdout.strip()
+
+    def send(self, task: str, *args: Any) -> str:
+        """Send a job, and return its id."""
+        return self.call("send", task, json.dumps(args))
+
+    def executions(self, job_id: str) -> list[Execution]:
+        """Return what the ledger knows of a job."""
+        with closing(load_ledger(self.shop.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
+            return ledger.executions.of_job(job_id)
+
+    def wait_for_state(self, job_id: str, state: State) -> None:
+        """Wait until the last dispatch of a job is in a state."""
+        wait_until(lambda: self.executions(job_id)[-1].state is state, 40, what=f"{job_id} to be {state.value}")
+
+    def wait_for_other_copy(self, job_id: str) -> None:
+        """Wait until the other copy of a job has come, and was not run."""
+        with closing(load_ledger(self.shop.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
+            dispatch_id = ledger.executions.of_job(job_id)[-1].dispatch_id
+            wait_until(
+                lambda: any(
+                    (delivery.backend, delivery.outcome) == ("qstash", DeliveryOutcome.SUPPRESSED)
+                    for delivery in ledger.executions.deliveries([dispatch_id])[dispatch_id]
+                ),
+                40,
+                what="the other copy",
+            )
+
+
+@pytest.mark.timeout(120)
+def test_job_that_is_terminated_does_not_run_again(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
+    endings = Endings(Shop(spawn, tmp_path, redis_url, redis_url), "dual")
+    job_id = endings.send("shop.hold", "a", str(endings.gate))
+    wait_until(lambda: endings.shop.seen()["hold a"], 20, what="the job to start")
+
+    endings.call("terminate", job_id)
+
+    endings.wait_for_state(job_id, State.CANCELLED)
+    endings.wait_for_other_copy(job_id)
+    assert endings.call("state", job_id) == "REVOKED"
+    assert endings.shop.seen() == {"hold a": 1}
+
+
+@pytest.mark.timeout(120)
+def test_job_that_is_killed_by_its_time_limit_has_failed(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
+    endings = Endings(Shop(spawn, tmp_path, redis_url, redis_url), "dual")
+    job_id = endings.send("shop.limited", "a", str(endings.gate))
+
+    endings.wait_for_state(job_id, State.FAILED)
+    endings.wait_for_other_copy(job_id)
+    assert endings.call("state", job_id) == "FAILURE"
+    assert "TimeLimitExceeded" in (endings.executions(job_id)[-1].error or "")
+    assert endings.shop.seen() == {"hold a": 1}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("acknowledged", ["late", "early"])
+def test_job_whose_process_dies_runs_again(
+    spawn: Spawner, tmp_path: Path, redis_url: str, acknowledged: str
+) -> None:
+    """P1: nobody knows what it did, so that it is not given up, whatever its `acks_late`."""
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    if acknowledged == "early":
+        shop.environ["SHOP_ACKS_EARLY"] = "yes"
+    # Nothing but the dispatch itself: the job is not saved by another copy of it.
+    endings = Endings(shop, "legacy")
+    job_id = endings.send("shop.dies", "a")
+
+    endings.wait_for_state(job_id, State.DONE)
+    assert endings.call("state", job_id) == "SUCCESS"
+    assert endings.shop.seen() == {"dies a": 2}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("stage", ["legacy", "push"])
+def test_rejected_job_comes_again_more_often_than_it_may_be_attempted(
+    spawn: Spawner, tmp_path: Path, redis_url: str, stage: str
+) -> None:
+    endings = Endings(Shop(spawn, tmp_path, redis_url, redis_url), stage)
+    job_id = endings.send("shop.patient", "a", 6)
+
+    endings.wait_for_state(job_id, State.DONE)
+    assert endings.call("state", job_id) == "SUCCESS"
+    assert [one.state for one in endings.executions(job_id)] == [State.RETRIED] * 6 + [State.DONE]
+    lines = [json.loads(line) for line in endings.shop.effects.read_text().splitlines()]
+    assert [line["redelivered"] for line in lines] == [False] + [True] * 6

@@ -14,8 +14,7 @@ else:
 
 app = Celery("shop", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_RESULTS"])
 app.conf.task_default_queue = "shop"
-app.conf.task_acks_late = True
-app.conf.task_reject_on_worker_lost = True
+app.conf.task_acks_late = app.conf.task_reject_on_worker_lost = not os.environ.get("SHOP_ACKS_EARLY")
 app.conf.broker_connection_retry_on_startup = True
 app.conf.broker_transport_options = {"visibility_timeout": 20} if os.environ["SHOP_BROKER"].startswith("redis") else {}
 
