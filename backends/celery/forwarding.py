@@ -20,15 +20,18 @@ from kombu import serialization
 from kombu.exceptions import OperationalError
 
 from queuebridge.backends.celery.backend import CeleryBackend
+from queuebridge.backends.celery.brokers import BrokerCheck
 from queuebridge.backends.celery.configured_app import using_app
 from queuebridge.backends.celery.message import HEADER, Minted
 from queuebridge.backends.celery.native import NativeMessage, encode_body, to_envelope
+from queuebridge.backends.celery.settings import CelerySettings
 from queuebridge.backends.celery.workers import plain_queue
 from queuebridge.bridge import Bridge, get_bridge
 from queuebridge.errors import InvalidOption, OptionNotSupported, PublishError
 from queuebridge.foreign import Forwarding, is_chosen
 from queuebridge.ids import new_dispatch_id
 from queuebridge.publishing.draft import Draft
+from queuebridge.settings import environment_or, read_settings
 from queuebridge.stages import Side, Stage
 
 # What is about one act of publishing, and what a broker needs in place of the body's own encoding.
@@ -36,6 +39,8 @@ _PUBLISHING = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", 
 _ENCODING = frozenset({"serializer", "compression", "headers", "content_type", "content_encoding"})
 # What asks the broker for an answer that nobody waits for here.
 _REFUSED = ("mandatory", "immediate")
+# How long the caller is ready to wait.
+_WAITS = ("timeout", "confirm_timeout")
 
 Send = Callable[..., Any]
 
@@ -52,6 +57,8 @@ class AppForwarding:
         self._lock = threading.Lock()
         self._known = False
         self._forwarding: Forwarding | None = None
+        self._brokers: BrokerCheck | None = None
+        self._longest_wait = 0.0
 
     def forwarding(self) -> Forwarding | None:
         """Return where calls go; None if the environment says nothing, so that Celery does all by itself."""
@@ -59,9 +66,16 @@ class AppForwarding:
         if not self._known:
             with self._lock:
                 if not self._known:
-                    self._forwarding = Forwarding(self._bridge(), "celery") if is_chosen() else None
+                    if is_chosen():
+                        self._prepare(self._bridge())
                     self._known = True
         return self._forwarding
+
+    def _prepare(self, bridge: Bridge) -> None:
+        written = (backend.app for backend in bridge.backends.values() if isinstance(backend, CeleryBackend))
+        self._brokers = BrokerCheck(next(written, self.app))
+        self._longest_wait = read_settings(CelerySettings, environment_or(None)).publish_timeout_seconds
+        self._forwarding = Forwarding(bridge, "celery")
 
     def _bridge(self) -> Bridge:
         with using_app(self.app):
@@ -78,6 +92,10 @@ class AppForwarding:
         Args:
             send: That function.
             producer, name, message, options: Its arguments.
+
+        Raises:
+            OptionNotSupported: The producer leads to another broker than that of the app, and a bridge publishes.
+            Exception: As `publish`, or as `send`.
         """
         given: Mapping[str, Any] = options.get("headers") or {}
         forwarding = self.forwarding()
@@ -97,6 +115,8 @@ class AppForwarding:
             # A retry brings the header of the message that it repeats; each publication has one of its own.
             options["headers"] = {**given, HEADER: short_header(queue, stage)}
             return send(producer, name, message, **options)
+        if self._brokers is not None:
+            self._brokers.check(producer)
         if "id" not in message.headers:
             message = as_protocol_2(self.app, name, message)
         if Side.LEGACY not in forwarding.bridge.backends:
@@ -124,6 +144,14 @@ class AppForwarding:
         for option in _REFUSED:
             if resolved.get(option):
                 raise OptionNotSupported("celery", option, "its answer goes to the producer's own connection.")
+        for option in _WAITS:
+            given = resolved.get(option)
+            if given is not None and given < self._longest_wait:
+                raise OptionNotSupported(
+                    "celery",
+                    f"{option}={given:g}",
+                    f"each write waits up to {self._longest_wait:g} s. Lower QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS.",
+                )
         headers = dict(resolved["headers"])
         self._check_serializer(resolved.get("serializer"), str(headers["task"]))
         encoded, content_type, content_encoding = encode_body(
