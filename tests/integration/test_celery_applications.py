@@ -182,6 +182,32 @@ def test_safety_copy_runs_in_workers_that_claim_only(
     assert shop.seen() == Counter(accepted(producer))
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("broker", "way"),
+    [(broker, way) for broker in ("memory://", "redis_url") for way in ("testing", "bare", "program")]
+    + [("rabbitmq_url", "testing")],
+)
+def test_worker_inside_a_program_announces_that_it_claims_and_takes_safety_copies(
+    request: pytest.FixtureRequest, spawn: Spawner, tmp_path: Path, broker: str, way: str
+) -> None:
+    memory = broker == "memory://"
+    url = broker if memory else request.getfixturevalue(broker)
+    shop = Shop(spawn, tmp_path, url, "cache+memory://")
+    # Nothing can be pushed, so that each job runs from its safety copy.
+    shop.environ.update(QUEUEBRIDGE_STAGE="live", QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS="1")
+    shop.command("ledger", "upgrade")
+
+    child = spawn([PYTHON, str(APPLICATIONS / "shop_embedded.py"), way], env=shop.environ, name=way)
+
+    assert child.wait(60) == 0, child.report()
+    said = json.loads(child.stdout.splitlines()[-1])
+    orders = [f"embedded-{number}" for number in range(2)]
+    assert said == {"strangers": [], "queues": ["shop", "shop.queuebridge"], "results": orders}
+    assert shop.seen() == Counter(f"ship {order}" for order in orders)
+    assert shop.stages() == {("live", "celery"): 2}
+
+
 def test_nothing_of_ours_is_needed_in_stage_legacy(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
     """P3: a worker without queuebridge runs what the bridged application sends in stage legacy."""
     shop = Shop(spawn, tmp_path, redis_url, redis_url)
