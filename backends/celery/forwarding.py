@@ -22,6 +22,7 @@ from kombu.exceptions import OperationalError
 from queuebridge.backends.celery.backend import CeleryBackend
 from queuebridge.backends.celery.brokers import BrokerCheck
 from queuebridge.backends.celery.configured_app import using_app
+from queuebridge.backends.celery.delays import queue_at, split_delay
 from queuebridge.backends.celery.message import HEADER, Minted
 from queuebridge.backends.celery.native import NativeMessage, encode_body, to_envelope
 from queuebridge.backends.celery.settings import CelerySettings
@@ -105,9 +106,11 @@ class AppForwarding:
             # Used up: a transport in memory would hand on the very object.
             options["headers"] = {**given, HEADER: str(given[HEADER])}
             return send(producer, name, message, **options)
-        queue = _queue_name(options.get("queue"))
-        if queue is not None and queue != plain_queue(queue):
-            options["queue"] = queue = plain_queue(queue)
+        queue = self._delayed_queue(options)
+        if queue is None:
+            queue = _queue_name(options.get("queue"))
+            if queue is not None and queue != plain_queue(queue):
+                options["queue"] = queue = plain_queue(queue)
         queue = queue or options.get("routing_key") or self.app.conf.task_default_queue
         task_id = _task_id(message)
         stage = forwarding.stage_of(name, queue, task_id, given)
@@ -125,8 +128,26 @@ class AppForwarding:
         taken = _Taken(self, forwarding, producer, message.body, queue=queue, stage=stage)
         return send(taken, name, message, **options)
 
+    def _delayed_queue(self, options: dict[str, Any]) -> str | None:
+        """Return the queue that a message is for which the broker delays; None for any other message."""
+        delay, key = split_delay(options.get("routing_key") or "")
+        if not delay:
+            return None
+        queue = queue_at(self.app, key)
+        if queue != plain_queue(queue):
+            queue = plain_queue(queue)
+            options["routing_key"] = delay + (self.app.amqp.queues[queue].routing_key or queue)
+        return queue
+
     def publish(
-        self, forwarding: Forwarding, body: Any, resolved: dict[str, Any], *, queue: str, stage: Stage | None
+        self,
+        forwarding: Forwarding,
+        body: Any,
+        resolved: dict[str, Any],
+        *,
+        dispatch_id: str,
+        queue: str,
+        stage: Stage | None,
     ) -> None:
         """Publish what Celery was about to hand to the broker.
 
@@ -134,6 +155,7 @@ class AppForwarding:
             forwarding: Where it goes.
             body: Arguments, keyword arguments and what goes with them.
             resolved: What Celery's function passes to `Producer.publish`.
+            dispatch_id: The id of this publication.
             queue: The name of the queue.
             stage: The stage.
 
@@ -173,7 +195,7 @@ class AppForwarding:
             routing_key=resolved.get("routing_key") or "",
             queue=declared[0] if declared else None,
         )
-        envelope = to_envelope(message, queue=queue, stage=stage)
+        envelope = to_envelope(message, dispatch_id=dispatch_id, queue=queue, stage=stage)
         policy = resolved.get("retry_policy")
         draft = Draft(
             envelope=envelope,
@@ -215,12 +237,19 @@ class _Taken:
         self._body = body
         self._queue = queue
         self._stage = stage
+        # Of all attempts: Celery 5.7 calls again for a callback, and the attempt before may have arrived after all.
+        self._dispatch_id = new_dispatch_id()
 
     def publish(self, body: Any, **resolved: Any) -> Any:
         """Publish a message."""
         if body is not self._body:
             return self._producer.publish(body, **resolved)
-        return self._app.publish(self._forwarding, body, resolved, queue=self._queue, stage=self._stage)
+        return self._app.publish(
+            self._forwarding, body, resolved, dispatch_id=self._dispatch_id, queue=self._queue, stage=self._stage
+        )
+
+    def revive(self, channel: Any) -> None:
+        """Do nothing between two attempts: they were not made with the producer."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import celery
+import kombu
 from celery import signals
 from kombu.common import Broadcast
 
@@ -52,6 +53,14 @@ def plain_queue(queue: str) -> str:
     return queue.removesuffix(_SUFFIX)
 
 
+def safety_queue(app: Any, queue: str) -> kombu.Queue:
+    """Return that queue as the app declares it, which has to be the same in producers and workers."""
+    name = claimed_queue(queue)
+    queues = app.amqp.queues
+    made: kombu.Queue = queues[name] if name in queues else queues.add(name)
+    return made
+
+
 def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
     """Return the queues of each living worker that takes jobs without claiming them, by the worker's name."""
     claiming = {
@@ -93,7 +102,7 @@ def _set_up(sender: Any, instance: Any = None, **_: Any) -> None:
         signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
         for name, queue in list(app.amqp.queues.consume_from.items()):
             if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
-                app.amqp.queues.select_add(claimed_queue(name))
+                app.amqp.queues.select_add(safety_queue(app, name))
 
 
 def _answer(state: Any, **_: Any) -> dict[str, bool]:

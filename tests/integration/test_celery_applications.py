@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from processes import ChildProcess, Spawner, free_port, wait_until
 
@@ -94,6 +95,12 @@ class Shop:
         """Return how many dispatches of each stage ran on which backend."""
         with closing(load_ledger(self.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
             return Counter((one.stage, one.executed_by) for one in ledger.executions.scan(ExecutionFilter()))
+
+    def ran(self) -> set[tuple[str | None, str | None, str]]:
+        """Return stage, backend and queue of all that ran."""
+        with closing(load_ledger(self.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
+            found = ledger.executions.scan(ExecutionFilter())
+            return {(one.stage, one.executed_by, one.queue) for one in found}
 
     def open(self) -> int:
         """Return how many dispatches have no end yet."""
@@ -206,6 +213,38 @@ def test_worker_inside_a_program_announces_that_it_claims_and_takes_safety_copie
     assert said == {"strangers": [], "queues": ["shop", "shop.queuebridge"], "results": orders}
     assert shop.seen() == Counter(f"ship {order}" for order in orders)
     assert shop.stages() == {("live", "celery"): 2}
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 5), reason="Celery before 5.5 does not leave delays to the broker")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("stage", ["legacy", "shadow", "dual", "live", "push"])
+def test_delays_of_quorum_queues_are_the_brokers_in_every_stage(
+    spawn: Spawner, tmp_path: Path, rabbitmq_url: str, redis_url: str, stage: str
+) -> None:
+    shop = Shop(spawn, tmp_path, rabbitmq_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE=stage, SHOP_QUORUM="yes", QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS="1")
+    shop.command("ledger", "upgrade")
+    if stage != "live":
+        # In that stage nothing can be pushed, so that safety copies run.
+        shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+        receiver = shop.run("receiver", "--port", str(shop.receiver_port), "--workers", "1", "--threads", "2")
+        receiver.wait_for_port(shop.receiver_port)
+    else:
+        shop.run("reconcile", "--loop", "--every", "0.2")
+    shop.worker()
+
+    producer = spawn([PYTHON, str(APPLICATIONS / "shop_delayed.py")], env=shop.environ, name="producer")
+    assert producer.wait(40) == 0, producer.report()
+    expected = json.loads(producer.stdout.splitlines()[-1])
+    wait_until(lambda: set(expected) <= set(shop.seen()), 40, what="all effects")
+    wait_until(lambda: not shop.open(), 40, what="all dispatches to end")
+
+    assert shop.seen() == Counter(list(expected))
+    effects = [json.loads(line) for line in shop.effects.read_text().splitlines()]
+    # A broker counts whole seconds, and a worker waits for the rest.
+    assert all(one["at"] >= expected[one["effect"]] - 0.1 for one in effects)
+    assert {queue for _, _, queue in shop.ran()} == {"shop"}
+    assert {(now, by) for now, by, _ in shop.ran()} == {(stage, "qstash" if stage == "push" else "celery")}
 
 
 def test_nothing_of_ours_is_needed_in_stage_legacy(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
