@@ -14,6 +14,7 @@ from queuebridge.backends.celery.databases import renew_connections
 from queuebridge.backends.celery.execution import guard_executions
 from queuebridge.backends.celery.forwarding import AppForwarding
 from queuebridge.backends.celery.receiver_app import note_attached
+from queuebridge.backends.celery.reconciling import reconcile_beside_workers
 from queuebridge.backends.celery.workers import introduce_workers
 from queuebridge.errors import ConfigurationError
 
@@ -85,6 +86,7 @@ def _replace_parts(app: Any) -> None:
     note_attached(app)
     introduce_workers(app)
     renew_connections()
+    reconcile_beside_workers()
 
 
 def _bridged(present: Any, original: str, bridged: type) -> Any:

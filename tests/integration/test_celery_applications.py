@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,11 @@ class Shop:
         assert child.wait(30) == status, child.report()
         return child.output
 
-    def worker(self, **variables: str) -> ChildProcess:
+    def worker(self, *arguments: str, **variables: str) -> ChildProcess:
         """Start a worker of the application, as its team always has."""
         name = f"worker-{uuid.uuid4().hex[:6]}@here"
-        command = [PYTHON, "-m", "celery", "-A", "shop_celery", "worker", "-c", "2", "-l", "INFO", "-n", name]
-        child = self._spawn(command, env={**self.environ, **variables}, name="celery")
+        command = [PYTHON, "-m", "celery", "-A", "shop_celery", "worker", "-c", "2", "-l", "INFO"]
+        child = self._spawn([*command, "-n", name, *arguments], env={**self.environ, **variables}, name="celery")
         child.wait_for_line(r"ready\.", 40)
         return child
 
@@ -75,7 +77,6 @@ class Shop:
         self.command("ledger", "upgrade")
         self.run("devserver", "--port", str(self.port)).wait_for_port(self.port)
         receiver = self.run("receiver", "--port", str(self.receiver_port), "--workers", "2", "--threads", "2")
-        self.run("reconcile", "--loop")
         self.worker()
         receiver.wait_for_port(self.receiver_port)
 
@@ -167,6 +168,24 @@ def test_stage_with_two_copies_is_refused_while_a_worker_does_not_claim(
 
 
 @pytest.mark.timeout(120)
+def test_stage_that_the_environment_sets_is_told_of_workers_that_do_not_claim(
+    spawn: Spawner, tmp_path: Path, redis_url: str
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE="dual")
+    shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+    shop.command("ledger", "upgrade")
+    stranger = shop.worker(SHOP_PLAIN="yes")
+    problem = r"1 workers take jobs without claiming them, .*worker-\w+@here\. Restart them"
+
+    shop.worker().wait_for_line(rf"ERROR queuebridge.reconciling: In stage dual, {problem}", 40)
+    assert re.search(rf"FAIL workers: {problem}", shop.command("check", status=3))
+
+    stranger.terminate()
+    assert "ok   workers: none takes jobs without claiming them" in shop.command("check", status=3)
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_safety_copy_runs_in_workers_that_claim_only(
     spawn: Spawner, tmp_path: Path, redis_url: str, pool: str
@@ -245,6 +264,61 @@ def test_delays_of_quorum_queues_are_the_brokers_in_every_stage(
     assert all(one["at"] >= expected[one["effect"]] - 0.1 for one in effects)
     assert {queue for _, _, queue in shop.ran()} == {"shop"}
     assert {(now, by) for now, by, _ in shop.ran()} == {(stage, "qstash" if stage == "push" else "celery")}
+
+
+def companions(worker: ChildProcess) -> list[int]:
+    """Return the processes beside a worker that reconcile."""
+    found = []
+    for pid in worker.family():
+        with suppress(OSError):
+            if b"queuebridge.reconciling" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_worker_brings_held_copies_when_they_are_due(
+    spawn: Spawner, tmp_path: Path, redis_url: str, pool: str, end: signal.Signals
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE="live", QUEUEBRIDGE_HEDGE_SECONDS="1")
+    # It finds the app by itself.
+    shop.environ.pop("QUEUEBRIDGE_CELERY_APP")
+    shop.command("ledger", "upgrade")
+    # QStash takes the jobs, and no receiver is there: they run from the copies that the ledger holds.
+    shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+    # Whatever the pool starts anew later must not reconcile, too.
+    worker = shop.worker("-P", pool, *(["--max-tasks-per-child", "1"] if pool == "prefork" else []))
+    producer = shop.produce("a", per_second=20)
+    wait_until(lambda: len(accepted(producer)) > 5, 30, what="orders")
+    shop.stop.touch()
+    assert producer.wait(20) == 0
+
+    wait_until(lambda: set(accepted(producer)) <= set(shop.seen()), 60, what="all effects")
+    assert shop.seen() == Counter(accepted(producer))
+    (companion,) = companions(worker)
+
+    worker.send(end)
+    worker.wait(30)
+    wait_until(lambda: not Path(f"/proc/{companion}").exists(), 20, what="the end of what reconciles")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("variable", ["SHOP_PLAIN", "QUEUEBRIDGE_LEDGER"])
+def test_worker_without_bridge_or_ledger_does_not_reconcile(
+    spawn: Spawner, tmp_path: Path, redis_url: str, variable: str
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE="legacy")
+    shop.command("ledger", "upgrade")
+
+    worker = shop.worker(**{variable: "yes" if variable == "SHOP_PLAIN" else ""})
+
+    assert companions(worker) == []
+    worker.terminate()
+    assert "econcil" not in worker.output
 
 
 def test_nothing_of_ours_is_needed_in_stage_legacy(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
