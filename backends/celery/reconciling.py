@@ -14,7 +14,7 @@ from queuebridge.settings import environment_or, read_settings
 logger = logging.getLogger(__name__)
 
 # They know every app, and have it under names that mean something else in another process.
-_NOT_IN = ("__main__", "celery", "queuebridge")
+_NOT_IN = ("__main__", "__mp_main__", "celery", "queuebridge")
 
 
 def reconcile_beside_workers() -> None:
