@@ -22,7 +22,6 @@ from kombu.utils.json import dumps, loads
 from queuebridge.backends.celery.message import HEADER
 from queuebridge.envelope import Envelope
 from queuebridge.errors import InvalidOption, MalformedEnvelope
-from queuebridge.ids import new_dispatch_id
 from queuebridge.ledger.custody import OPAQUE
 from queuebridge.stages import Stage
 
@@ -71,11 +70,12 @@ def encode_body(
     return encoded, content_type, content_encoding
 
 
-def to_envelope(message: NativeMessage, *, queue: str, stage: Stage | None) -> Envelope:
+def to_envelope(message: NativeMessage, *, dispatch_id: str, queue: str, stage: Stage | None) -> Envelope:
     """Return the envelope of a new publication of a message.
 
     Args:
         message: The message.
+        dispatch_id: The id of this publication.
         queue: The name of its queue.
         stage: The stage by which it is published.
 
@@ -97,7 +97,7 @@ def to_envelope(message: NativeMessage, *, queue: str, stage: Stage | None) -> E
         version=2,
         kind="celery",
         job_id=task_id,
-        dispatch_id=new_dispatch_id(),
+        dispatch_id=dispatch_id,
         task=str(headers["task"]),
         args=args,
         kwargs=kwargs,

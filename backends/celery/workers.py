@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import celery
+import kombu
 from celery import signals
 from kombu.common import Broadcast
 
@@ -31,7 +32,10 @@ def introduce_workers(app: celery.Celery, *, claims: bool | None = None) -> None
         claims: Whether they do; None leaves that to the bridge below the app.
     """
     vars(app)[_CLAIMS] = claims
-    signals.celeryd_after_setup.connect(_set_up, weak=False, dispatch_uid="queuebridge.introduce_workers")
+    # The former is sent by every worker, also by one that a program runs; the latter by Celery's command alone, and
+    # handlers of it may add queues.
+    for signal in (signals.worker_init, signals.celeryd_after_setup):
+        signal.connect(_set_up, weak=False, dispatch_uid="queuebridge.introduce_workers")
 
 
 def claimed_queue(queue: str) -> str:
@@ -48,6 +52,14 @@ def plain_queue(queue: str) -> str:
     A retry is routed to where its message came from.
     """
     return queue.removesuffix(_SUFFIX)
+
+
+def safety_queue(app: Any, queue: str) -> kombu.Queue:
+    """Return that queue as the app declares it, which has to be the same in producers and workers."""
+    name = claimed_queue(queue)
+    queues = app.amqp.queues
+    made: kombu.Queue = queues[name] if name in queues else queues.add(name)
+    return made
 
 
 def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
@@ -82,25 +94,25 @@ def note_revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) 
         logger.error("Task %s was discarded, and its other copy may run: %s", request.id, redact(describe(error)))
 
 
-def _set_up(instance: Any, **_: Any) -> None:
+def _set_up(sender: Any, instance: Any = None, **_: Any) -> None:
     # Only in workers: it is a large part of Celery.
     from celery.worker.control import inspect_command
 
-    app = instance.app
+    app = (instance or sender).app
     if _CLAIMS not in vars(app):
         return
-    claims = _claims(app)
-
-    @inspect_command(name=_COMMAND, visible=False)
-    def answer(_state: Any, **_: Any) -> dict[str, bool]:
-        return {"claims": claims}
-
-    if claims and vars(app)[_CLAIMS] is None:
+    inspect_command(name=_COMMAND, visible=False)(_answer)
+    if _claims(app) and vars(app)[_CLAIMS] is None:
         signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
         watch_endings()
         for name, queue in list(app.amqp.queues.consume_from.items()):
             if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
-                app.amqp.queues.select_add(claimed_queue(name))
+                app.amqp.queues.select_add(safety_queue(app, name))
+
+
+def _answer(state: Any, **_: Any) -> dict[str, bool]:
+    # A process may run workers of several apps.
+    return {"claims": _CLAIMS in vars(state.app) and _claims(state.app)}
 
 
 def _claims(app: Any) -> bool:

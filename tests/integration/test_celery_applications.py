@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 from processes import ChildProcess, Spawner, free_port, wait_until
 
@@ -74,7 +77,6 @@ class Shop:
         self.command("ledger", "upgrade")
         self.run("devserver", "--port", str(self.port)).wait_for_port(self.port)
         receiver = self.run("receiver", "--port", str(self.receiver_port), "--workers", "2", "--threads", "2")
-        self.run("reconcile", "--loop")
         self.worker()
         receiver.wait_for_port(self.receiver_port)
 
@@ -98,6 +100,12 @@ class Shop:
         """Return how many dispatches of each stage ran on which backend."""
         with closing(load_ledger(self.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
             return Counter((one.stage, one.executed_by) for one in ledger.executions.scan(ExecutionFilter()))
+
+    def ran(self) -> set[tuple[str | None, str | None, str]]:
+        """Return stage, backend and queue of all that ran."""
+        with closing(load_ledger(self.environ["QUEUEBRIDGE_LEDGER"])) as ledger:
+            found = ledger.executions.scan(ExecutionFilter())
+            return {(one.stage, one.executed_by, one.queue) for one in found}
 
     def open(self) -> int:
         """Return how many dispatches have no end yet."""
@@ -164,6 +172,24 @@ def test_stage_with_two_copies_is_refused_while_a_worker_does_not_claim(
 
 
 @pytest.mark.timeout(120)
+def test_stage_that_the_environment_sets_is_told_of_workers_that_do_not_claim(
+    spawn: Spawner, tmp_path: Path, redis_url: str
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE="dual")
+    shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+    shop.command("ledger", "upgrade")
+    stranger = shop.worker(SHOP_PLAIN="yes")
+    problem = r"1 workers take jobs without claiming them, .*worker-\w+@here\. Restart them"
+
+    shop.worker().wait_for_line(rf"ERROR queuebridge.reconciling: In stage dual, {problem}", 40)
+    assert re.search(rf"FAIL workers: {problem}", shop.command("check", status=3))
+
+    stranger.terminate()
+    assert "ok   workers: none takes jobs without claiming them" in shop.command("check", status=3)
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
 def test_safety_copy_runs_in_workers_that_claim_only(
     spawn: Spawner, tmp_path: Path, redis_url: str, pool: str
@@ -184,6 +210,119 @@ def test_safety_copy_runs_in_workers_that_claim_only(
     wait_until(lambda: set(accepted(producer)) <= set(shop.seen()), 60, what="all effects")
 
     assert shop.seen() == Counter(accepted(producer))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("broker", "way"),
+    [(broker, way) for broker in ("memory://", "redis_url") for way in ("testing", "bare", "program")]
+    + [("rabbitmq_url", "testing")],
+)
+def test_worker_inside_a_program_announces_that_it_claims_and_takes_safety_copies(
+    request: pytest.FixtureRequest, spawn: Spawner, tmp_path: Path, broker: str, way: str
+) -> None:
+    memory = broker == "memory://"
+    url = broker if memory else request.getfixturevalue(broker)
+    shop = Shop(spawn, tmp_path, url, "cache+memory://")
+    # Nothing can be pushed, so that each job runs from its safety copy.
+    shop.environ.update(QUEUEBRIDGE_STAGE="live", QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS="1")
+    shop.command("ledger", "upgrade")
+
+    child = spawn([PYTHON, str(APPLICATIONS / "shop_embedded.py"), way], env=shop.environ, name=way)
+
+    assert child.wait(60) == 0, child.report()
+    said = json.loads(child.stdout.splitlines()[-1])
+    orders = [f"embedded-{number}" for number in range(2)]
+    assert said == {"strangers": [], "queues": ["shop", "shop.queuebridge"], "results": orders}
+    assert shop.seen() == Counter(f"ship {order}" for order in orders)
+    assert shop.stages() == {("live", "celery"): 2}
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 5), reason="Celery before 5.5 does not leave delays to the broker")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("stage", ["legacy", "shadow", "dual", "live", "push"])
+def test_delays_of_quorum_queues_are_the_brokers_in_every_stage(
+    spawn: Spawner, tmp_path: Path, rabbitmq_url: str, redis_url: str, stage: str
+) -> None:
+    shop = Shop(spawn, tmp_path, rabbitmq_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE=stage, SHOP_QUORUM="yes", QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS="1")
+    shop.command("ledger", "upgrade")
+    if stage != "live":
+        # In that stage nothing can be pushed, so that safety copies run.
+        shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+        receiver = shop.run("receiver", "--port", str(shop.receiver_port), "--workers", "1", "--threads", "2")
+        receiver.wait_for_port(shop.receiver_port)
+    else:
+        shop.run("reconcile", "--loop", "--every", "0.2")
+    shop.worker()
+
+    producer = spawn([PYTHON, str(APPLICATIONS / "shop_delayed.py")], env=shop.environ, name="producer")
+    assert producer.wait(40) == 0, producer.report()
+    expected = json.loads(producer.stdout.splitlines()[-1])
+    wait_until(lambda: set(expected) <= set(shop.seen()), 40, what="all effects")
+    wait_until(lambda: not shop.open(), 40, what="all dispatches to end")
+
+    assert shop.seen() == Counter(list(expected))
+    effects = [json.loads(line) for line in shop.effects.read_text().splitlines()]
+    # A broker counts whole seconds, and a worker waits for the rest.
+    assert all(one["at"] >= expected[one["effect"]] - 0.1 for one in effects)
+    assert {queue for _, _, queue in shop.ran()} == {"shop"}
+    assert {(now, by) for now, by, _ in shop.ran()} == {(stage, "qstash" if stage == "push" else "celery")}
+
+
+def companions(worker: ChildProcess) -> list[int]:
+    """Return the processes beside a worker that reconcile."""
+    found = []
+    for pid in worker.family():
+        with suppress(OSError):
+            if b"queuebridge.reconciling" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_worker_brings_held_copies_when_they_are_due(
+    spawn: Spawner, tmp_path: Path, redis_url: str, pool: str, end: signal.Signals
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE="live", QUEUEBRIDGE_HEDGE_SECONDS="1")
+    # It finds the app by itself.
+    shop.environ.pop("QUEUEBRIDGE_CELERY_APP")
+    shop.command("ledger", "upgrade")
+    # QStash takes the jobs, and no receiver is there: they run from the copies that the ledger holds.
+    shop.run("devserver", "--port", str(shop.port)).wait_for_port(shop.port)
+    # Whatever the pool starts anew later must not reconcile, too.
+    worker = shop.worker("-P", pool, *(["--max-tasks-per-child", "1"] if pool == "prefork" else []))
+    producer = shop.produce("a", per_second=20)
+    wait_until(lambda: len(accepted(producer)) > 5, 30, what="orders")
+    shop.stop.touch()
+    assert producer.wait(20) == 0
+
+    wait_until(lambda: set(accepted(producer)) <= set(shop.seen()), 60, what="all effects")
+    assert shop.seen() == Counter(accepted(producer))
+    (companion,) = companions(worker)
+
+    worker.send(end)
+    worker.wait(30)
+    wait_until(lambda: not Path(f"/proc/{companion}").exists(), 20, what="the end of what reconciles")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("variable", ["SHOP_PLAIN", "QUEUEBRIDGE_LEDGER"])
+def test_worker_without_bridge_or_ledger_does_not_reconcile(
+    spawn: Spawner, tmp_path: Path, redis_url: str, variable: str
+) -> None:
+    shop = Shop(spawn, tmp_path, redis_url, redis_url)
+    shop.environ.update(QUEUEBRIDGE_STAGE="legacy")
+    shop.command("ledger", "upgrade")
+
+    worker = shop.worker(**{variable: "yes" if variable == "SHOP_PLAIN" else ""})
+
+    assert companions(worker) == []
+    worker.terminate()
+    assert "econcil" not in worker.output
 
 
 def test_nothing_of_ours_is_needed_in_stage_legacy(spawn: Spawner, tmp_path: Path, redis_url: str) -> None:
