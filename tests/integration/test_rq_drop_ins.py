@@ -565,20 +565,6 @@ def test_finished_job_whose_worker_died_before_it_told_the_ledger_is_settled_and
     assert len(dual.notes("add")) == 1
 
 
-def test_held_copy_is_brought_to_rqs_queue_by_reconcile(live: Program) -> None:
-    enqueued = live.queue.enqueue(rq_tasks.add, 1, at_front=True)
-    (envelope,) = live.pushed()
-    assert live.bridge.ledger is not None
-    assert live.bridge.ledger.release_held() == 1
-
-    assert live.bridge.reconciler().run_once().total == 1
-
-    assert live.on_queue() == [enqueued.id]
-    live.work()
-    assert live.deliver(envelope).status is Status.DUPLICATE
-    assert live.fetch(enqueued).return_value() == 1
-
-
 # What is refused
 
 
