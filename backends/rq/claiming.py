@@ -21,6 +21,7 @@ from queuebridge.backends.rq.calls import envelope_of
 from queuebridge.backends.rq.claimed_list import put_off, take_claimed
 from queuebridge.backends.rq.forwarding import forwarding_in_use
 from queuebridge.backends.rq.identity import FIELD, bound, dispatch_of, is_bound
+from queuebridge.backends.rq.job_class import Job as BridgedJob
 from queuebridge.backends.rq.marking import MarkingMixin
 from queuebridge.backends.rq.performing import (
     JobRunnable,
@@ -77,6 +78,11 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
         if self.queue_class is rq.Queue:
             # What `rq worker` says unless it is told otherwise. Jobs that follow from a job have to go our way.
             self.queue_class = Queue
+        if self.job_class is Job:
+            self.job_class = BridgedJob
+            for queue in self.queues:
+                if queue.job_class is Job:
+                    queue.job_class = BridgedJob
         if _RQ_2 and isinstance(self, rq.worker.SpawnWorker) and _claiming_bridge() is not None:
             raise ConfigurationError(
                 "A SpawnWorker of RQ 2 has RQ's own Worker run the jobs in its child processes, which would not ask "
