@@ -17,7 +17,18 @@ from queuebridge.foreign import is_chosen
 _RQ_2 = rq.__version__.startswith("2.")
 
 
-class Job(rq.job.Job):
+class _TakesRQs(type):
+    """For `Job`: a job of RQ's own passes for one of ours.
+
+    RQ compares jobs, and looks for them in registries, by asking whether they are of the class in use; and a program
+    may go on to import RQ's.
+    """
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return super().__instancecheck__(instance) or (cls is Job and type(instance) is rq.job.Job)
+
+
+class Job(rq.job.Job, metaclass=_TakesRQs):
     """RQ's job for a migration; what queues of ours return, and what their workers run."""
 
     # The transaction that `cancel` has to open before it writes.

@@ -27,8 +27,9 @@ from queuebridge.backends.rq.settings import RQSettings
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
-from queuebridge.errors import ConfigurationError, MalformedEnvelope, PermanentFailure
-from queuebridge.outcome import Outcome, Status
+from queuebridge.errors import ConfigurationError, MalformedEnvelope, PermanentFailure, QueueBridgeError
+from queuebridge.failures import redact
+from queuebridge.outcome import Outcome, Status, describe
 from queuebridge.runnable import Runnable, current_job_of, json_result
 from queuebridge.settings import environment_or, read_settings
 from queuebridge.tracing import continued
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 _WITHOUT_REDIS_SECONDS = 15.0
 _MISCONFIGURED_SECONDS = 60.0
 WORKER_NAME = "queuebridge-receiver"
+_NOT_ENDED = (JobStatus.STARTED.value, JobStatus.QUEUED.value, JobStatus.SCHEDULED.value)
 _TAKES_EXECUTION = "execution" in inspect.signature(BaseWorker.perform_job).parameters
 
 
@@ -99,6 +101,30 @@ class PushedCall:
             return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_MISCONFIGURED_SECONDS)
         except (redis.RedisError, OSError) as error:
             return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_WITHOUT_REDIS_SECONDS)
+
+    def give_up(self, envelope: Envelope, outcome: Outcome) -> None:
+        """Have RQ record that it failed, with its own retries; see `KeepsRecords.give_up`."""
+        try:
+            job = job_of(envelope, self._connection, self._allowed)
+            status, field = cast("list[bytes | None]", self._connection.hmget(job.key, "status", FIELD))
+            named = named_by(field.decode() if field is not None else None)
+            if status is None or status.decode() not in _NOT_ENDED or named != envelope.dispatch_id:
+                # It has ended, or another dispatch of it counts by now.
+                return
+            queue = Queue(envelope.queue, connection=self._connection, job_class=type(job), serializer=job.serializer)
+            worker = PushWorker(queue)
+            worker.execution = Execution(id=envelope.dispatch_id, job_id=job.id, connection=self._connection)
+            worker.execution._job = job
+            more = {"execution": worker.execution} if _TAKES_EXECUTION else {}
+            with performing(Performance(job_id=job.id, dispatch_id=envelope.dispatch_id, marked=True)):
+                worker.handle_job_failure(job, queue, exc_string=outcome.reason, **more)
+        except (QueueBridgeError, redis.RedisError, OSError) as error:
+            logger.error(
+                "RQ could not be told that job %s has failed: %s",
+                envelope.job_id,
+                redact(describe(error)),
+                extra={"event": "rq_not_told", "job_id": envelope.job_id},
+            )
 
     def _perform(self, job: Job, envelope: Envelope, delivery: Delivery, lease: Lease | None) -> Outcome:
         queue = Queue(envelope.queue, connection=self._connection, job_class=type(job), serializer=job.serializer)

@@ -261,6 +261,18 @@ def test_classes_of_a_program_stay(push: Program) -> None:
         assert (worker.job_class, worker.queues[0].job_class) == (taken, taken)
 
 
+def test_job_of_rqs_own_class_is_the_same_job(push: Program) -> None:
+    ours = push.queue.enqueue(rq_tasks.add, 1)
+    plain = rq.job.Job.fetch(ours.id, connection=push.connection)
+
+    assert (ours == plain, plain == ours, len({ours, plain})) == (True, True, 1)
+    assert plain not in push.queue.finished_job_registry
+    push.deliver_all()
+    assert plain in push.queue.finished_job_registry
+    # A class of the program's takes nothing but its own, as with RQ.
+    assert not isinstance(plain, type("Own", (Job,), {}))
+
+
 def test_worker_requeues_where_the_stage_says(run: Run) -> None:
     with run(stage="push") as program:
         job = failed(program)
