@@ -22,6 +22,7 @@ from queuebridge.backends.rq.claimed_list import put_off, take_claimed
 from queuebridge.backends.rq.forwarding import forwarding_in_use
 from queuebridge.backends.rq.identity import FIELD, bound, dispatch_of, is_bound
 from queuebridge.backends.rq.job_class import Job as BridgedJob
+from queuebridge.backends.rq.job_class import cancel_elsewhere
 from queuebridge.backends.rq.marking import MarkingMixin
 from queuebridge.backends.rq.performing import (
     JobRunnable,
@@ -30,6 +31,7 @@ from queuebridge.backends.rq.performing import (
     performing,
 )
 from queuebridge.backends.rq.queue import Queue
+from queuebridge.backends.rq.told import forget_told
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery
 from queuebridge.errors import ConfigurationError
@@ -61,9 +63,9 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
     """
 
     queue_class: Any = Queue
+    job_class: Any = BridgedJob
     connection: Any
     queues: Any
-    job_class: Any
     serializer: Any
     name: str
     log: logging.Logger
@@ -132,6 +134,9 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
         if status == JobStatus.CANCELED or (status == JobStatus.SCHEDULED and not is_bound(field)):
             # It was cancelled, or is with the scheduler, after it had been put on the queue.
             self._leave(job, queue, execution)
+            if status == JobStatus.CANCELED:
+                # By whatever class: nobody else may have told the ledger.
+                cancel_elsewhere(job.id)
             return True
         if field is not None and not is_bound(field):
             self.connection.hset(job.key, FIELD, bound(dispatch_id, enqueued_at))
@@ -143,6 +148,8 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
             runnable, envelope_of(job, dispatch_id), Delivery(backend="rq", message_id=job.id, attempt=1)
         )
         if runnable.executed:
+            if field is not None:
+                forget_told(self.connection, dispatch_id)
             return runnable.succeeded
         return self._end_unexecuted(job, queue, execution, outcome, bridge, dispatch_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import rq
@@ -12,7 +13,13 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import JobStatus
 from rq.registry import FailedJobRegistry
 
+from queuebridge.bridge import get_bridge
+from queuebridge.errors import QueueBridgeError
+from queuebridge.failures import redact
 from queuebridge.foreign import is_chosen
+from queuebridge.outcome import describe
+
+logger = logging.getLogger(__name__)
 
 _RQ_2 = rq.__version__.startswith("2.")
 
@@ -49,7 +56,21 @@ class Job(rq.job.Job, metaclass=_TakesRQs):
         enqueue_dependents: bool = False,
         remove_from_dependencies: bool = False,
     ) -> Any:
-        """Cancel a job as RQ does; its dependents go where their stage says."""
+        """Cancel a job as RQ does, on all backends; its dependents go where their stage says."""
+        freed = self._cancel(pipeline, enqueue_dependents, remove_from_dependencies)
+        if pipeline is None:
+            cancel_elsewhere(self.id)
+        return freed
+
+    def delete(
+        self, pipeline: Pipeline | None = None, remove_from_queue: bool = True, delete_dependents: bool = False
+    ) -> None:
+        """Delete a job as RQ does, and cancel it on all backends."""
+        super().delete(pipeline=pipeline, remove_from_queue=remove_from_queue, delete_dependents=delete_dependents)
+        if pipeline is None:
+            cancel_elsewhere(self.id)
+
+    def _cancel(self, pipeline: Pipeline | None, enqueue_dependents: bool, remove_from_dependencies: bool) -> Any:
         own = {"pipeline": pipeline, "remove_from_dependencies": remove_from_dependencies}
         if not enqueue_dependents or not is_chosen():
             return super().cancel(enqueue_dependents=enqueue_dependents, **own)  # type: ignore[arg-type, unused-ignore]
@@ -95,6 +116,22 @@ class Job(rq.job.Job, metaclass=_TakesRQs):
                 finally:
                     self._unopened = None
                 return ready
+
+
+def cancel_elsewhere(job_id: str) -> None:
+    """Keep a job that RQ has cancelled or deleted from starting on any backend, if there is a ledger.
+
+    No promise rests on it: an executor asks RQ's records too. But so the ledger knows, and nothing is delivered.
+    """
+    if not is_chosen():
+        return
+    bridge = get_bridge()
+    if bridge.ledger is None:
+        return
+    try:
+        bridge.cancel(job_id)
+    except QueueBridgeError as error:
+        logger.warning("Job %s is cancelled in RQ, and the ledger does not know: %s", job_id, redact(describe(error)))
 
 
 def requeue_job(job_id: str, connection: Redis, serializer: Any = None) -> rq.job.Job:

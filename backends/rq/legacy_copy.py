@@ -17,9 +17,12 @@ from queuebridge.backends.rq.allowed import AllowList
 from queuebridge.backends.rq.calls import job_of
 from queuebridge.backends.rq.claimed_list import add_claimed, add_claimed_at
 from queuebridge.backends.rq.identity import FIELD, bound
+from queuebridge.backends.rq.told import note_told, was_told
 from queuebridge.envelope import Envelope
 from queuebridge.ledger.custody import OPAQUE
 from queuebridge.stages import Role
+
+_KEEP_DELETED_SECONDS = 86_400
 
 
 def enqueue_copy(connection: Redis, publication: Publication) -> None:
@@ -43,6 +46,11 @@ def enqueue_copy(connection: Redis, publication: Publication) -> None:
                 _restore(envelope, connection, pipe)
             # One that has ended and is not settled shall be settled as it ended.
             changes_status = status != JobStatus.FINISHED.value.encode()
+            if status is None and was_told(connection, envelope.dispatch_id):
+                # It was deleted: whoever takes the copy tells the ledger that it is not to run.
+                changes_status = False
+                pipe.hset(key, "status", JobStatus.CANCELED.value)
+                pipe.expire(key, _KEEP_DELETED_SECONDS)
         if not saved or (safety and later):
             # Of what waits with RQ's scheduler, that one writes the time.
             bound_to = None if later and not safety else _queued_at(envelope)
@@ -67,6 +75,7 @@ def _restore(envelope: Envelope, connection: Redis, pipe: Any) -> None:
     job = job_of(envelope, connection, AllowList.from_environment())
     job.save(pipeline=pipe)
     job.cleanup(job.ttl, pipeline=pipe)
+    note_told(pipe, envelope.dispatch_id, envelope.not_before_ms)
 
 
 def _named(job_id: str, connection: Redis) -> Job:

@@ -27,6 +27,7 @@ from queuebridge.backends.rq.identity import FIELD, bound, dispatch_at, follow_u
 from queuebridge.backends.rq.job_class import Job as BridgedJob
 from queuebridge.backends.rq.performing import current_performance
 from queuebridge.backends.rq.registries import ForwardingFailedJobRegistry, ready_registry_of
+from queuebridge.backends.rq.told import note_told
 from queuebridge.failures import redact
 from queuebridge.foreign import is_chosen
 from queuebridge.ids import new_dispatch_id
@@ -192,6 +193,8 @@ class Queue(rq.Queue):
         if not unique:
             self._persist_job(job, pipe, status=job._status)
         pipe.hset(job.key, FIELD, bound(dispatch_id, queued_at))
+        if route.pushes and route.forwarding.bridge.ledger is not None:
+            note_told(pipe, dispatch_id, int(not_before.timestamp() * 1000) if not_before is not None else None)
         if pipeline is not None:
             after_execute(pipe, one)
             return job

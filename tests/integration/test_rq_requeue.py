@@ -178,7 +178,7 @@ def test_dependents_of_a_cancelled_job_are_pushed(push: Program, how: str) -> No
     outcomes = push.deliver_all()
     # Of two dependencies that are waited for, one will never end.
     assert ([note["a"] for note in push.notes("add")], push.fetch(third).is_deferred) == ([2], True)
-    assert (outcomes[0].status, push.fetch(first).get_status()) == (Status.EXPIRED, "canceled")
+    assert (outcomes[0].status, push.fetch(first).get_status()) == (Status.DUPLICATE, "canceled")
     assert push.fetch(second).return_value() == 2
     assert push.queue.canceled_job_registry.get_job_ids() == [first.id]
     with pytest.raises(InvalidJobOperation):
