@@ -6,12 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import redis
 import rq
 import rq.worker
+from redis.client import Pipeline
 from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.utils import utcformat
@@ -31,6 +33,7 @@ from queuebridge.backends.rq.performing import (
     performing,
 )
 from queuebridge.backends.rq.queue import Queue
+from queuebridge.backends.rq.reconciling_worker import ReconcilingHelper
 from queuebridge.backends.rq.told import forget_told
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery
@@ -69,11 +72,12 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
     serializer: Any
     name: str
     log: logging.Logger
-    heartbeat: Callable[..., None]
     reorder_queues: Callable[..., None]
     get_redis_server_version: Callable[[], Any]
     _ordered_queues: list[rq.Queue]
+    is_horse: bool
     _killed_job_id: str | None = None
+    _reconciles: ReconcilingHelper | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -94,6 +98,25 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
     def claims(self) -> bool:
         """Return whether it asks the ledger."""
         return _claiming_bridge() is not None
+
+    def work(self, burst: bool = False, *args: Any, **kwargs: Any) -> bool:
+        """Work as RQ does; beside one of the workers, reconcile. One that ends when there is nothing to do does not."""
+        if not burst and self.claims():
+            self._reconciles = ReconcilingHelper(self.connection, self.name)
+        try:
+            worked: bool = super().work(burst, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            helper, self._reconciles = self._reconciles, None
+            if helper is not None:
+                with suppress(redis.RedisError, OSError):
+                    helper.stop()
+        return worked
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Show a sign of life, and see that somebody reconciles."""
+        super().heartbeat(timeout, pipeline=pipeline)  # type: ignore[misc]
+        if self._reconciles is not None and pipeline is None and not self.is_horse:
+            self._reconciles.look()
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """Wait for a job as RQ does, but look in between for those that only workers with claims take."""
