@@ -108,6 +108,16 @@ class Companion:
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
+    @property
+    def started(self) -> bool:
+        """Whether this process has started it, and not stopped it since."""
+        return self._child is not None and self._owner == os.getpid()
+
+    @property
+    def running(self) -> bool:
+        """Whether this process has started it and it has not ended."""
+        return self._child is not None and self._owner == os.getpid() and self._child.poll() is None
+
     def start(self, variables: Mapping[str, str]) -> bool:
         """Start it, if it does not run; return whether it was started.
 

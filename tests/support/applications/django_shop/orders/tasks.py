@@ -5,7 +5,6 @@ import sys
 from celery import shared_task
 from django.db import connection
 from django.db.models import F
-
 from orders.models import Order
 
 
