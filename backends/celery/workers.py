@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -55,10 +56,13 @@ def plain_queue(queue: str) -> str:
 
 
 def safety_queue(app: Any, queue: str) -> kombu.Queue:
-    """Return that queue as the app declares it, which has to be the same in producers and workers."""
+    """Return that queue as the app would declare it, which has to be the same in producers and workers.
+
+    It does not become one of the app's queues: programs look at these, and workers may consume all of them.
+    """
     name = claimed_queue(queue)
     queues = app.amqp.queues
-    made: kombu.Queue = queues[name] if name in queues else queues.add(name)
+    made: kombu.Queue = queues[name] if name in queues else copy.copy(queues).add(name)
     return made
 
 
@@ -105,9 +109,21 @@ def _set_up(sender: Any, instance: Any = None, **_: Any) -> None:
     if _claims(app) and vars(app)[_CLAIMS] is None:
         signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
         watch_endings()
-        for name, queue in list(app.amqp.queues.consume_from.items()):
-            if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
-                app.amqp.queues.select_add(safety_queue(app, name))
+        _consume_safety_queues(app)
+
+
+def _consume_safety_queues(app: Any) -> None:
+    queues = app.amqp.queues
+    plain = [
+        name
+        for name, queue in queues.consume_from.items()
+        if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX)
+    ]
+    if queues.consume_from is queues:  # Celery before 5.7
+        queues.select(list(queues))
+    for name in plain:
+        safety = safety_queue(app, name)
+        queues.consume_from[safety.name] = safety
 
 
 def _answer(state: Any, **_: Any) -> dict[str, bool]:
