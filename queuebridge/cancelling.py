@@ -1,4 +1,7 @@
-"""Keep a job from starting: in the ledger, where every claim asks, and then in the transports."""
+"""Keep a job from starting: in the ledger, where every claim asks, and then in the transports.
+
+Also record the end of executions that were ended from outside, so that they do not start again.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import logging
 from collections.abc import Mapping
 
 from queuebridge.backend import Backend
+from queuebridge.claims import owning_process
 from queuebridge.errors import QueueBridgeError
 from queuebridge.failures import redact
-from queuebridge.ledger import Ledger, State, WriteState
+from queuebridge.ledger import Ledger, Settlement, State, WriteState
 from queuebridge.outcome import describe
 from queuebridge.stages import Side
 
@@ -45,3 +49,28 @@ def cancel_everywhere(job_id: str, ledger: Ledger, backends: Mapping[Side, Backe
                 # It comes, and is refused by the claim.
                 logger.warning("Messages of job %s stay with %s: %s", job_id, backend.name, redact(describe(error)))
     return cancelled, running
+
+
+def settle_ended(job_id: str, ledger: Ledger, *, pid: int, settlement: Settlement) -> int:
+    """Record the end of what of a job ran in a process of this machine, which was ended on purpose.
+
+    Such a process cannot tell the ledger itself, and its job would run again when the lease ends. What runs elsewhere
+    is left alone: the settlement carries the fencing token of the very execution that was found in this process.
+
+    Args:
+        job_id: The job.
+        ledger: The ledger.
+        pid: The process.
+        settlement: How the job ended.
+
+    Returns:
+        How many executions that were.
+
+    Raises:
+        LedgerUnavailable: The ledger cannot be reached.
+    """
+    return sum(
+        ledger.settle(execution.dispatch_id, execution.token, settlement)
+        for execution in ledger.executions.of_job(job_id)
+        if execution.state is State.RUNNING and (execution.owner or "").startswith(owning_process(pid))
+    )

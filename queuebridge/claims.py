@@ -266,8 +266,13 @@ class Claims:
 
 
 def owner() -> str:
-    """Return who this thread is, for people."""
-    return f"{socket.gethostname()}:{os.getpid()}:{threading.current_thread().name}"
+    """Return who this thread is."""
+    return f"{owning_process(os.getpid())}{threading.current_thread().name}"
+
+
+def owning_process(pid: int) -> str:
+    """Return how the names of all threads of a process on this machine begin."""
+    return f"{socket.gethostname()}:{pid}:"
 
 
 def _deferred(error: Exception) -> Outcome:

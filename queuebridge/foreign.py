@@ -56,6 +56,14 @@ class Forwarding:
         # In most rules, everybody is in: then neither a key nor a reason has to be found.
         return rule.stage if rule.everybody_is_in else rule.decide(job_id, metadata).stage
 
+    def common_stage(self) -> Stage | None:
+        """Return the stage by which every call is written; None if that depends on the call, or without a migration."""
+        stages = self.bridge.stages
+        if stages is None:
+            return None
+        settings = stages.settings()
+        return settings.default.stage if not settings.rules and settings.default.everybody_is_in else None
+
     def is_left_to_library(self, stage: Stage | None) -> bool:
         """Return whether a call of this stage is published by the library itself, as if there were no bridge."""
         if stage is None:

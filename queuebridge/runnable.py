@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic_core import from_json, to_json
 
@@ -53,6 +53,21 @@ class Runnable(Protocol):
             envelope: The job, with its arguments.
             delivery: The delivery that brought it.
             lease: The claim under which it runs; None without one.
+        """
+
+
+@runtime_checkable
+class KeepsRecords(Protocol):
+    """A runnable whose library keeps records of its own, and has to be told how a job ended that was not executed."""
+
+    def give_up(self, envelope: Envelope, outcome: Outcome) -> None:
+        """Record that a job has failed for good without being executed, as one that is quarantined has.
+
+        It raises nothing: the ledger has it already.
+
+        Args:
+            envelope: The job.
+            outcome: How it ended.
         """
 
 

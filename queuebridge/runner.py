@@ -19,7 +19,7 @@ from queuebridge.errors import (
 from queuebridge.loading import load_foreign
 from queuebridge.outcome import Outcome, Status
 from queuebridge.registry import TaskRegistry
-from queuebridge.runnable import Runnable, TaskRunnable
+from queuebridge.runnable import KeepsRecords, Runnable, TaskRunnable
 from queuebridge.stages import Role
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Runner:
     def _run_claimed(self, claims: Claims, runnable: Runnable, envelope: Envelope, delivery: Delivery) -> Outcome:
         ticket = claims.begin(runnable, envelope, delivery)
         if isinstance(ticket, Outcome):
+            if ticket.status is Status.FAILED and isinstance(runnable, KeepsRecords):
+                runnable.give_up(envelope, ticket)
             return self._report(envelope, delivery, ticket)
         started = time.perf_counter()
         with claims.holding(ticket):

@@ -10,9 +10,11 @@ from celery.utils.imports import symbol_by_name
 
 from queuebridge.backends.celery.amqp import BridgedAMQP
 from queuebridge.backends.celery.control import BridgedControl
+from queuebridge.backends.celery.databases import renew_connections
 from queuebridge.backends.celery.execution import guard_executions
 from queuebridge.backends.celery.forwarding import AppForwarding
 from queuebridge.backends.celery.receiver_app import note_attached
+from queuebridge.backends.celery.reconciling import reconcile_beside_workers
 from queuebridge.backends.celery.workers import introduce_workers
 from queuebridge.errors import ConfigurationError
 
@@ -83,6 +85,8 @@ def _replace_parts(app: Any) -> None:
         _guard(task)
     note_attached(app)
     introduce_workers(app)
+    renew_connections()
+    reconcile_beside_workers()
 
 
 def _bridged(present: Any, original: str, bridged: type) -> Any:

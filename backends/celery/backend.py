@@ -16,12 +16,13 @@ from kombu.exceptions import LimitExceeded
 
 from queuebridge.backend import Backend, Capabilities, Publication, read_options
 from queuebridge.backends.celery.configured_app import longest_delay, make_app
+from queuebridge.backends.celery.delays import with_delay
 from queuebridge.backends.celery.failures import connection_errors, failure
 from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, encode_header
 from queuebridge.backends.celery.native import from_envelope
 from queuebridge.backends.celery.options import MAX_PRIORITY, CeleryOptions
 from queuebridge.backends.celery.settings import CelerySettings
-from queuebridge.backends.celery.workers import claimed_queue, strangers
+from queuebridge.backends.celery.workers import safety_queue, strangers
 from queuebridge.errors import BackendUnavailable, InvalidOption, OptionNotSupported, PublishOutcomeUnknown
 from queuebridge.failures import ping_failure, redact
 from queuebridge.receipt import Write
@@ -148,12 +149,17 @@ class CeleryBackend(Backend):
         message = from_envelope(envelope)
         given = _options(publication).model_dump(exclude_unset=True) if publication.options else {}
         retry = publication.retry if publication.retry is not None else self.app.conf.task_publish_retry
-        routing: dict[str, Any] = {"exchange": message.exchange, "routing_key": message.routing_key}
+        key = message.routing_key
+        if envelope.not_before_ms is not None:
+            # One that is published again, after its time, must not wait once more.
+            key = with_delay(key, envelope.not_before_ms / 1000 - time.time())
+        routing: dict[str, Any] = {"exchange": message.exchange, "routing_key": key}
         declared = [self.app.amqp.queues[message.queue]] if message.queue is not None else []
         if envelope.role is Role.SAFETY:
             # Only a worker that claims may take it.
-            routing = {"exchange": "", "routing_key": claimed_queue(envelope.queue)}
-            declared = [kombu.Queue(claimed_queue(envelope.queue), routing_key=claimed_queue(envelope.queue))]
+            safety = safety_queue(self.app, envelope.queue)
+            routing = {"exchange": "", "routing_key": safety.name}
+            declared = [safety]
         producer.publish(
             message.body,
             content_type=message.content_type,

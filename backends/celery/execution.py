@@ -6,7 +6,6 @@ as it is assigned: whatever pool calls it, the job is claimed first, and settled
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,18 @@ from celery import states
 from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject
-from kombu.utils.json import dumps
+from kombu.utils.json import loads
 from pydantic import ValidationError
 
 from queuebridge.backends.celery.message import HEADER, NATIVE_HEADERS, Minted, encode_header, read_header
+from queuebridge.backends.celery.native import NativeMessage, as_json, carry, from_envelope
+from queuebridge.backends.celery.requeueing import (
+    REQUEUE_SECONDS,
+    as_delivered_before,
+    requeue,
+    serializer_of,
+    was_requeued,
+)
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
@@ -41,8 +48,6 @@ Tracer = Callable[..., Any]
 
 # After how long a message that cannot be claimed here and now is looked at again, if nobody says when.
 _AGAIN_SECONDS = 15.0
-# A requeued message comes back soon, but not at once: it would keep transport and executor busy.
-_REQUEUE_SECONDS = 1.0
 _NEWER_DEPLOYMENT_SECONDS = 60.0
 # Those of a received message that a producer gave, not a transport.
 _PROPERTIES = ("correlation_id", "reply_to", "priority", "delivery_mode", "expiration", "app_id", "type", "message_id")
@@ -92,6 +97,8 @@ def guard_executions(task: Any) -> None:
 
 def _guarded(task: Any, tracer: Tracer) -> Tracer:
     def trace(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        if request and was_requeued(request):
+            request = as_delivered_before(request)
         claimed = _claimed.get()
         if claimed is not None:
             # Only this call: tasks that the body calls eagerly are traced too.
@@ -134,6 +141,8 @@ class _WorkerExecution:
     request: dict[str, Any]
     traced: Any = None
     raised: Exception | None = None
+    # The arguments as JSON, before they were used; None if they have no such form.
+    shown: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -156,14 +165,41 @@ class _WorkerExecution:
         request = self.request
         if delivery.attempt > 1:
             # What was put off comes again as a new message, of which the broker does not say that it came before.
-            request = {**request, "delivery_info": {**(request.get("delivery_info") or {}), "redelivered": True}}
+            request = as_delivered_before(request)
         try:
             with executing(current_job_of(envelope, delivery, time.time(), lease)):
                 self.traced = self.tracer(self.uuid, self.args, self.kwargs, request)
         except Exception as error:  # noqa: BLE001 - handed on to the worker, when the ledger knows
             self.raised = error
-            return outcome_of_error(error)
-        return outcome_of(envelope, self.traced)
+            outcome = outcome_of_error(error)
+        else:
+            outcome = outcome_of(envelope, self.traced)
+        if outcome.status is Status.RETRY and self._requeue(envelope):
+            self.raised, self.traced = None, _acknowledged(outcome.reason)
+            return Outcome(status=Status.RETRIED, error=outcome.error)
+        return outcome
+
+    def _requeue(self, envelope: Envelope) -> bool:
+        """Publish the message anew; False if that failed, so that the broker has to bring it again."""
+        message = from_envelope(envelope)
+        properties = self.request.get("properties") or {}
+        serializer = (
+            serializer_of(properties.get("content_type") or "")
+            or self.task.serializer
+            or self.task.app.conf.task_serializer
+        )
+        # As they came: a body may have changed its arguments.
+        args, kwargs, embed = loads(message.body)
+        if serializer != "json" or self.shown is None:
+            args, kwargs = self.args, self.kwargs
+        return requeue(
+            self.task,
+            message,
+            (args, kwargs, embed),
+            queue=envelope.queue,
+            serializer=serializer,
+            compression=self.request.get("compression"),
+        )
 
     def run(self, runner: Any) -> Any:
         """Claim the job and run it; return what a tracer returns."""
@@ -185,6 +221,7 @@ class _WorkerExecution:
 
     def _envelope(self) -> Envelope:
         header = self.request.get(HEADER)
+        self.shown = _shown(self.args, self.kwargs)
         try:
             carried = read_header(header) if header is not None else {}
             delivery_info = self.request.get("delivery_info") or {}
@@ -202,7 +239,8 @@ class _WorkerExecution:
                     "version": 2,
                     "job_id": self.uuid,
                     "task": self.name,
-                    **_shown(self.args, self.kwargs),
+                    # Without: it runs all the same, and cannot be published again by anybody but its broker.
+                    **(self.shown or {"args": [], "kwargs": {}}),
                     "message": self._message(delivery_info),
                 }
             )
@@ -213,29 +251,29 @@ class _WorkerExecution:
         """Return the message, as far as a worker sees it; enough to publish it again if this worker dies."""
         request = self.request
         embed = {name: request.get(name) for name in ("callbacks", "errbacks", "chain", "chord")}
-        known = NATIVE_HEADERS - {"properties", "delivery_info", "hostname", *embed}
-        hidden = {HEADER, "args", "kwargs", "is_eager", "loglevel", "logfile", "correlation_id", "reply_to", *embed}
+        # The arguments are shown as they are, not compressed.
+        around = {"properties", "delivery_info", "hostname", "correlation_id", "reply_to", "compression", *embed}
+        known = NATIVE_HEADERS - around
+        hidden = {HEADER, "args", "kwargs", "is_eager", "loglevel", "logfile", "utc", *NATIVE_HEADERS}
         properties = {
             name: value
             for name, value in (request.get("properties") or {}).items()
             if name in _PROPERTIES and value is not None
         }
-        message = {
-            "headers": {
-                name: value
-                for name, value in request.items()
-                if name in known or (name not in hidden and name not in NATIVE_HEADERS and name != "utc")
-            },
-            "properties": properties,
-            "embed": embed,
-            "content_type": "application/json",
-            "content_encoding": "utf-8",
-            "exchange": delivery_info.get("exchange") or "",
-            "routing_key": delivery_info.get("routing_key") or "",
-            "queue": None,
-        }
-        plain: dict[str, Any] = json.loads(dumps(message))
-        return plain
+        if "expiration" in properties:
+            # A broker says milliseconds, and is told seconds.
+            properties["expiration"] = float(properties["expiration"]) / 1000
+        message = NativeMessage(
+            # Its arguments are those of the envelope.
+            body=b"",
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={name: value for name, value in request.items() if name in known or name not in hidden},
+            properties=properties,
+            exchange=delivery_info.get("exchange") or "",
+            routing_key=delivery_info.get("routing_key") or "",
+        )
+        return carry(message, {"embed": embed})
 
     def _again(self, delay: float, header: Minted, reason: str) -> Any:
         """Publish the same dispatch to come again later, and have this message acknowledged."""
@@ -276,7 +314,7 @@ def outcome_of(envelope: Envelope, traced: Any) -> Outcome:
 def outcome_of_error(error: Exception) -> Outcome:
     """Return how an execution ended whose tracer raised something."""
     if isinstance(error, Reject) and getattr(error, "requeue", False):
-        return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_REQUEUE_SECONDS)
+        return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=REQUEUE_SECONDS)
     return Outcome(status=Status.FAILED, error=error)
 
 
@@ -304,9 +342,8 @@ def _acknowledged(reason: str) -> Any:
         return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(states.IGNORED, ignored), 0.0, "")
 
 
-def _shown(args: Any, kwargs: Any) -> dict[str, Any]:
+def _shown(args: Any, kwargs: Any) -> dict[str, Any] | None:
     try:
-        return {"args": json.loads(dumps(list(args))), "kwargs": json.loads(dumps(dict(kwargs)))}
+        return {"args": as_json(list(args)), "kwargs": as_json(dict(kwargs))}
     except (TypeError, ValueError):
-        # Not JSON: it runs all the same, and cannot be published again by anybody but its broker.
-        return {"args": [], "kwargs": {}}
+        return None

@@ -20,15 +20,19 @@ from kombu import serialization
 from kombu.exceptions import OperationalError
 
 from queuebridge.backends.celery.backend import CeleryBackend
+from queuebridge.backends.celery.brokers import BrokerCheck
 from queuebridge.backends.celery.configured_app import using_app
+from queuebridge.backends.celery.delays import queue_at, split_delay
 from queuebridge.backends.celery.message import HEADER, Minted
 from queuebridge.backends.celery.native import NativeMessage, encode_body, to_envelope
+from queuebridge.backends.celery.settings import CelerySettings
 from queuebridge.backends.celery.workers import plain_queue
 from queuebridge.bridge import Bridge, get_bridge
 from queuebridge.errors import InvalidOption, OptionNotSupported, PublishError
 from queuebridge.foreign import Forwarding, is_chosen
 from queuebridge.ids import new_dispatch_id
 from queuebridge.publishing.draft import Draft
+from queuebridge.settings import environment_or, read_settings
 from queuebridge.stages import Side, Stage
 
 # What is about one act of publishing, and what a broker needs in place of the body's own encoding.
@@ -36,6 +40,8 @@ _PUBLISHING = frozenset({"retry", "retry_policy", "timeout", "confirm_timeout", 
 _ENCODING = frozenset({"serializer", "compression", "headers", "content_type", "content_encoding"})
 # What asks the broker for an answer that nobody waits for here.
 _REFUSED = ("mandatory", "immediate")
+# How long the caller is ready to wait.
+_WAITS = ("timeout", "confirm_timeout")
 
 Send = Callable[..., Any]
 
@@ -52,6 +58,8 @@ class AppForwarding:
         self._lock = threading.Lock()
         self._known = False
         self._forwarding: Forwarding | None = None
+        self._brokers: BrokerCheck | None = None
+        self._longest_wait = 0.0
 
     def forwarding(self) -> Forwarding | None:
         """Return where calls go; None if the environment says nothing, so that Celery does all by itself."""
@@ -59,9 +67,16 @@ class AppForwarding:
         if not self._known:
             with self._lock:
                 if not self._known:
-                    self._forwarding = Forwarding(self._bridge(), "celery") if is_chosen() else None
+                    if is_chosen():
+                        self._prepare(self._bridge())
                     self._known = True
         return self._forwarding
+
+    def _prepare(self, bridge: Bridge) -> None:
+        written = (backend.app for backend in bridge.backends.values() if isinstance(backend, CeleryBackend))
+        self._brokers = BrokerCheck(next(written, self.app))
+        self._longest_wait = read_settings(CelerySettings, environment_or(None)).publish_timeout_seconds
+        self._forwarding = Forwarding(bridge, "celery")
 
     def _bridge(self) -> Bridge:
         with using_app(self.app):
@@ -78,6 +93,10 @@ class AppForwarding:
         Args:
             send: That function.
             producer, name, message, options: Its arguments.
+
+        Raises:
+            OptionNotSupported: The producer leads to another broker than that of the app, and a bridge publishes.
+            Exception: As `publish`, or as `send`.
         """
         given: Mapping[str, Any] = options.get("headers") or {}
         forwarding = self.forwarding()
@@ -87,9 +106,11 @@ class AppForwarding:
             # Used up: a transport in memory would hand on the very object.
             options["headers"] = {**given, HEADER: str(given[HEADER])}
             return send(producer, name, message, **options)
-        queue = _queue_name(options.get("queue"))
-        if queue is not None and queue != plain_queue(queue):
-            options["queue"] = queue = plain_queue(queue)
+        queue = self._delayed_queue(options)
+        if queue is None:
+            queue = _queue_name(options.get("queue"))
+            if queue is not None and queue != plain_queue(queue):
+                options["queue"] = queue = plain_queue(queue)
         queue = queue or options.get("routing_key") or self.app.conf.task_default_queue
         task_id = _task_id(message)
         stage = forwarding.stage_of(name, queue, task_id, given)
@@ -97,6 +118,8 @@ class AppForwarding:
             # A retry brings the header of the message that it repeats; each publication has one of its own.
             options["headers"] = {**given, HEADER: short_header(queue, stage)}
             return send(producer, name, message, **options)
+        if self._brokers is not None:
+            self._brokers.check(producer)
         if "id" not in message.headers:
             message = as_protocol_2(self.app, name, message)
         if Side.LEGACY not in forwarding.bridge.backends:
@@ -105,8 +128,26 @@ class AppForwarding:
         taken = _Taken(self, forwarding, producer, message.body, queue=queue, stage=stage)
         return send(taken, name, message, **options)
 
+    def _delayed_queue(self, options: dict[str, Any]) -> str | None:
+        """Return the queue that a message is for which the broker delays; None for any other message."""
+        delay, key = split_delay(options.get("routing_key") or "")
+        if not delay:
+            return None
+        queue = queue_at(self.app, key)
+        if queue != plain_queue(queue):
+            queue = plain_queue(queue)
+            options["routing_key"] = delay + (self.app.amqp.queues[queue].routing_key or queue)
+        return queue
+
     def publish(
-        self, forwarding: Forwarding, body: Any, resolved: dict[str, Any], *, queue: str, stage: Stage | None
+        self,
+        forwarding: Forwarding,
+        body: Any,
+        resolved: dict[str, Any],
+        *,
+        dispatch_id: str,
+        queue: str,
+        stage: Stage | None,
     ) -> None:
         """Publish what Celery was about to hand to the broker.
 
@@ -114,6 +155,7 @@ class AppForwarding:
             forwarding: Where it goes.
             body: Arguments, keyword arguments and what goes with them.
             resolved: What Celery's function passes to `Producer.publish`.
+            dispatch_id: The id of this publication.
             queue: The name of the queue.
             stage: The stage.
 
@@ -124,6 +166,14 @@ class AppForwarding:
         for option in _REFUSED:
             if resolved.get(option):
                 raise OptionNotSupported("celery", option, "its answer goes to the producer's own connection.")
+        for option in _WAITS:
+            given = resolved.get(option)
+            if given is not None and given < self._longest_wait:
+                raise OptionNotSupported(
+                    "celery",
+                    f"{option}={given:g}",
+                    f"each write waits up to {self._longest_wait:g} s. Lower QUEUEBRIDGE_PUBLISH_TIMEOUT_SECONDS.",
+                )
         headers = dict(resolved["headers"])
         self._check_serializer(resolved.get("serializer"), str(headers["task"]))
         encoded, content_type, content_encoding = encode_body(
@@ -145,7 +195,7 @@ class AppForwarding:
             routing_key=resolved.get("routing_key") or "",
             queue=declared[0] if declared else None,
         )
-        envelope = to_envelope(message, queue=queue, stage=stage)
+        envelope = to_envelope(message, dispatch_id=dispatch_id, queue=queue, stage=stage)
         policy = resolved.get("retry_policy")
         draft = Draft(
             envelope=envelope,
@@ -187,12 +237,19 @@ class _Taken:
         self._body = body
         self._queue = queue
         self._stage = stage
+        # Of all attempts: Celery 5.7 calls again for a callback, and the attempt before may have arrived after all.
+        self._dispatch_id = new_dispatch_id()
 
     def publish(self, body: Any, **resolved: Any) -> Any:
         """Publish a message."""
         if body is not self._body:
             return self._producer.publish(body, **resolved)
-        return self._app.publish(self._forwarding, body, resolved, queue=self._queue, stage=self._stage)
+        return self._app.publish(
+            self._forwarding, body, resolved, dispatch_id=self._dispatch_id, queue=self._queue, stage=self._stage
+        )
+
+    def revive(self, channel: Any) -> None:
+        """Do nothing between two attempts: they were not made with the producer."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._producer, name)

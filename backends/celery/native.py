@@ -22,7 +22,6 @@ from kombu.utils.json import dumps, loads
 from queuebridge.backends.celery.message import HEADER
 from queuebridge.envelope import Envelope
 from queuebridge.errors import InvalidOption, MalformedEnvelope
-from queuebridge.ids import new_dispatch_id
 from queuebridge.ledger.custody import OPAQUE
 from queuebridge.stages import Stage
 
@@ -71,11 +70,12 @@ def encode_body(
     return encoded, content_type, content_encoding
 
 
-def to_envelope(message: NativeMessage, *, queue: str, stage: Stage | None) -> Envelope:
+def to_envelope(message: NativeMessage, *, dispatch_id: str, queue: str, stage: Stage | None) -> Envelope:
     """Return the envelope of a new publication of a message.
 
     Args:
         message: The message.
+        dispatch_id: The id of this publication.
         queue: The name of its queue.
         stage: The stage by which it is published.
 
@@ -86,24 +86,10 @@ def to_envelope(message: NativeMessage, *, queue: str, stage: Stage | None) -> E
     task_id = str(headers["id"])
     if len(task_id) > _LONGEST_ID:
         raise InvalidOption("task_id", f"it has {len(task_id)} characters, and QStash takes {_LONGEST_ID}.")
-    # A retry has the headers of the message that it repeats, and is another dispatch all the same.
-    kept = {name: value for name, value in headers.items() if name != HEADER}
-    carried: dict[str, Any] = {
-        "headers": kept,
-        "properties": dict(message.properties),
-        "content_type": message.content_type,
-        "content_encoding": message.content_encoding,
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "queue": message.queue,
-    }
     args, kwargs, embed = _plain_arguments(message) or ([], {}, None)
-    if embed is None:
-        carried[OPAQUE] = base64.b64encode(message.body).decode()
-    else:
-        carried["embed"] = embed
+    rest = {OPAQUE: base64.b64encode(message.body).decode()} if embed is None else {"embed": embed}
     try:
-        carried = json.loads(dumps(carried))
+        carried = carry(message, rest)
     except (TypeError, ValueError) as error:
         problem = f"a header or property of task {headers['task']} is no JSON value: {error}."
         raise InvalidOption("headers", problem) from None
@@ -111,7 +97,7 @@ def to_envelope(message: NativeMessage, *, queue: str, stage: Stage | None) -> E
         version=2,
         kind="celery",
         job_id=task_id,
-        dispatch_id=new_dispatch_id(),
+        dispatch_id=dispatch_id,
         task=str(headers["task"]),
         args=args,
         kwargs=kwargs,
@@ -125,6 +111,41 @@ def to_envelope(message: NativeMessage, *, queue: str, stage: Stage | None) -> E
         stage=stage,
         message=carried,
     )
+
+
+def carry(message: NativeMessage, rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an envelope carries of a message besides its arguments; `from_envelope` reads it.
+
+    Args:
+        message: The message; its body does not matter.
+        rest: What its body has besides arguments, as `embed`; or, if it cannot be taken apart, all of it.
+
+    Raises:
+        TypeError, ValueError: Something in it is no JSON value.
+    """
+    plain: dict[str, Any] = as_json(
+        {
+            # A retry has the headers of the message that it repeats, and is another dispatch all the same.
+            "headers": {name: value for name, value in message.headers.items() if name != HEADER},
+            "properties": dict(message.properties),
+            "content_type": message.content_type,
+            "content_encoding": message.content_encoding,
+            "exchange": message.exchange,
+            "routing_key": message.routing_key,
+            "queue": message.queue,
+            **rest,
+        }
+    )
+    return plain
+
+
+def as_json(value: Any) -> Any:
+    """Return a value in JSON form, as Celery writes it: dates, decimals and the like become dictionaries.
+
+    Raises:
+        TypeError, ValueError: It has none.
+    """
+    return json.loads(dumps(value))
 
 
 def from_envelope(envelope: Envelope) -> NativeMessage:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import celery
 from billiard.einfo import ExceptionInfo
 from celery import signals
+from celery.app import trace
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 from celery.utils.imports import symbol_by_name
+from celery.utils.log import get_logger
 from celery.utils.nodenames import gethostname
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -24,10 +26,12 @@ from queuebridge.backends.celery.execution import check_signature, claimed_execu
 from queuebridge.backends.celery.forwarding import parameter_names
 from queuebridge.backends.celery.native import NativeMessage, from_envelope
 from queuebridge.backends.celery.receiver_app import receiver_app
+from queuebridge.backends.celery.requeueing import requeue, serializer_of
+from queuebridge.backends.celery.stamps import is_revoked_by_stamps
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
-from queuebridge.errors import InvalidArguments, MalformedEnvelope, UnknownTask
+from queuebridge.errors import InvalidArguments, LedgerUnavailable, MalformedEnvelope, UnknownTask
 from queuebridge.outcome import Outcome, Status
 from queuebridge.runnable import Runnable, current_job_of
 from queuebridge.timelimit import time_limit
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from queuebridge.lease import Lease
 
 logger = logging.getLogger(__name__)
+_worker_logger = get_logger("celery.worker.strategy")
+
+# After how long a job comes again of which the ledger could not say whether it is revoked.
+_LEDGER_SECONDS = 15.0
 
 
 def find(envelope: Envelope) -> Runnable:
@@ -86,13 +94,18 @@ class PushedTask:
         """Run the message as a worker would; see `Runnable.execute`."""
         try:
             message = self._message(envelope, redelivered=delivery.attempt > 1)
-            self._payload(message)
+            body = self._payload(message)
         except InvalidArguments as error:
             return Outcome(status=Status.INVALID_ARGUMENTS, error=error)
         # Everything below asks for the current app, which is one per thread.
         self.app.set_current()
         acknowledgement = _Acknowledgement()
         request = self._request(message, acknowledgement)
+        _log_received(request)
+        try:
+            self._hear_of_revoked_stamps(request)
+        except LedgerUnavailable as error:
+            return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_LEDGER_SECONDS)
         if (request.expires or request.id in state.revoked) and request.revoked():
             return Outcome(status=Status.DONE)
         signals.task_received.send(sender=self, request=request)
@@ -106,9 +119,25 @@ class PushedTask:
             except TaskRevokedError:
                 # By its stamps. Whoever waits for it has been told.
                 return Outcome(status=Status.DONE)
-        if pool.raised is not None:
-            return outcome_of_error(pool.raised)
-        return outcome_of(envelope, claimed.traced)
+        outcome = outcome_of(envelope, claimed.traced) if pool.raised is None else outcome_of_error(pool.raised)
+        if outcome.status is Status.RETRY and requeue(
+            self.task,
+            from_envelope(envelope),
+            body,
+            queue=envelope.queue,
+            serializer=serializer_of(message.content_type),
+            compression=message.headers.get("compression"),
+        ):
+            return Outcome(status=Status.RETRIED, error=outcome.error)
+        return outcome
+
+    def _hear_of_revoked_stamps(self, request: Any) -> None:
+        forwarding = getattr(self.app, "queuebridge", None)
+        chosen = forwarding.forwarding() if forwarding is not None and request.stamped_headers else None
+        ledger = chosen.bridge.ledger if chosen is not None else None
+        if ledger is not None and is_revoked_by_stamps(ledger, request.stamps):
+            # Celery discards it then, and tells everybody.
+            state.revoked.add(request.id)
 
     def _message(self, envelope: Envelope, *, redelivered: bool = False) -> _Message:
         try:
@@ -212,6 +241,21 @@ class _InProcess:
             callback((1, ExceptionInfo(), 0.0))
         else:
             callback(result)
+
+
+def _log_received(request: Any) -> None:
+    """Log what a worker logs, where it does."""
+    if not _worker_logger.isEnabledFor(logging.INFO):
+        return
+    context = {
+        "id": request.id,
+        "name": request.name,
+        "args": request.argsrepr,
+        "kwargs": request.kwargsrepr,
+        "eta": request.eta,
+    }
+    # Looked up now: applications change it.
+    _worker_logger.info(trace.LOG_RECEIVED, context, extra={"data": context})
 
 
 @lru_cache(maxsize=1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import celery
+import kombu
 from celery import signals
 from kombu.common import Broadcast
 
+from queuebridge.backends.celery.endings import settle_terminated, watch_endings
 from queuebridge.errors import QueueBridgeError
 from queuebridge.failures import redact
 from queuebridge.outcome import describe
@@ -30,7 +33,10 @@ def introduce_workers(app: celery.Celery, *, claims: bool | None = None) -> None
         claims: Whether they do; None leaves that to the bridge below the app.
     """
     vars(app)[_CLAIMS] = claims
-    signals.celeryd_after_setup.connect(_set_up, weak=False, dispatch_uid="queuebridge.introduce_workers")
+    # The former is sent by every worker, also by one that a program runs; the latter by Celery's command alone, and
+    # handlers of it may add queues.
+    for signal in (signals.worker_init, signals.celeryd_after_setup):
+        signal.connect(_set_up, weak=False, dispatch_uid="queuebridge.introduce_workers")
 
 
 def claimed_queue(queue: str) -> str:
@@ -47,6 +53,17 @@ def plain_queue(queue: str) -> str:
     A retry is routed to where its message came from.
     """
     return queue.removesuffix(_SUFFIX)
+
+
+def safety_queue(app: Any, queue: str) -> kombu.Queue:
+    """Return that queue as the app would declare it, which has to be the same in producers and workers.
+
+    It does not become one of the app's queues: programs look at these, and workers may consume all of them.
+    """
+    name = claimed_queue(queue)
+    queues = app.amqp.queues
+    made: kombu.Queue = queues[name] if name in queues else copy.copy(queues).add(name)
+    return made
 
 
 def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
@@ -66,36 +83,52 @@ def strangers(app: celery.Celery) -> Mapping[str, tuple[str, ...]]:
 def note_revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) -> None:
     """Cancel in the ledger what a worker discards, revoked or expired, so that no other copy of it runs.
 
-    One that was ended while it ran is left to its lease: only its executor could settle it.
+    One that was ended while it ran does not run again either, when its lease ends.
     """
     forwarding = getattr(sender.app, "queuebridge", None)
     chosen = forwarding.forwarding() if forwarding is not None else None
-    if chosen is None or chosen.bridge.ledger is None or terminated:
+    if chosen is None or chosen.bridge.ledger is None:
         return
     try:
+        # First, so that an execution that was ended before it had its claim cannot get it any more.
         chosen.bridge.cancel(request.id)
+        if terminated:
+            settle_terminated(request.id, chosen.bridge.ledger)
     except QueueBridgeError as error:
         logger.error("Task %s was discarded, and its other copy may run: %s", request.id, redact(describe(error)))
 
 
-def _set_up(instance: Any, **_: Any) -> None:
+def _set_up(sender: Any, instance: Any = None, **_: Any) -> None:
     # Only in workers: it is a large part of Celery.
     from celery.worker.control import inspect_command
 
-    app = instance.app
+    app = (instance or sender).app
     if _CLAIMS not in vars(app):
         return
-    claims = _claims(app)
-
-    @inspect_command(name=_COMMAND, visible=False)
-    def answer(_state: Any, **_: Any) -> dict[str, bool]:
-        return {"claims": claims}
-
-    if claims and vars(app)[_CLAIMS] is None:
+    inspect_command(name=_COMMAND, visible=False)(_answer)
+    if _claims(app) and vars(app)[_CLAIMS] is None:
         signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
-        for name, queue in list(app.amqp.queues.consume_from.items()):
-            if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX):
-                app.amqp.queues.select_add(claimed_queue(name))
+        watch_endings()
+        _consume_safety_queues(app)
+
+
+def _consume_safety_queues(app: Any) -> None:
+    queues = app.amqp.queues
+    plain = [
+        name
+        for name, queue in queues.consume_from.items()
+        if not isinstance(queue, Broadcast) and not name.endswith(_SUFFIX)
+    ]
+    if queues.consume_from is queues:  # Celery before 5.7
+        queues.select(list(queues))
+    for name in plain:
+        safety = safety_queue(app, name)
+        queues.consume_from[safety.name] = safety
+
+
+def _answer(state: Any, **_: Any) -> dict[str, bool]:
+    # A process may run workers of several apps.
+    return {"claims": _CLAIMS in vars(state.app) and _claims(state.app)}
 
 
 def _claims(app: Any) -> bool:

@@ -1,6 +1,6 @@
 """The RQ backend: enqueue RQ jobs, run them in RQ workers, and take RQ's own calls over.
 
-In an existing RQ program, `from queuebridge.backends.rq import Queue, Worker, job` stands for RQ's names.
+In an existing RQ program, `from queuebridge.backends.rq import Job, Queue, Worker, job` stands for RQ's names.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from queuebridge.backends.rq.claiming import ClaimingMixin, SimpleWorker, Worker
     from queuebridge.backends.rq.decorator import job
+    from queuebridge.backends.rq.job_class import Job, cancel_job, requeue_job
     from queuebridge.backends.rq.queue import Queue
 
-__all__ = ["ClaimingMixin", "Queue", "SimpleWorker", "Worker", "job"]
+__all__ = ["ClaimingMixin", "Job", "Queue", "SimpleWorker", "Worker", "cancel_job", "job", "requeue_job"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from queuebridge.backends.rq.decorator import job
 
         return job
+    if name in ("Job", "cancel_job", "requeue_job"):
+        from queuebridge.backends.rq import job_class
+
+        return getattr(job_class, name)
     if name in __all__:
         from queuebridge.backends.rq import claiming
 

@@ -14,9 +14,10 @@ from queuebridge.settings import environment_or, read_settings
 
 _VARIABLE = "QUEUEBRIDGE_RQ_MODULES"
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-# RQ's own classes: nothing that a job could make them do.
+# RQ's own classes, and ours: nothing that a job could make them do.
 _OF_RQ = (
     "rq.job.Job",
+    "queuebridge.backends.rq.job_class.Job",
     "rq.serializers.DefaultSerializer",
     "rq.serializers.PickleSerializer",
     "rq.serializers.JSONSerializer",

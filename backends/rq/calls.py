@@ -40,6 +40,7 @@ _NOT_CARRIED = frozenset(
     }
 )
 _CALLBACKS = ("success_callback_name", "failure_callback_name", "stopped_callback_name")
+_DEFAULT_JOB_CLASSES = ("queuebridge.backends.rq.job_class.Job", "rq.job.Job")
 _DEFAULT_SERIALIZERS = ("DefaultSerializer", "PickleSerializer")
 _UNREADABLE = "unreadable"
 
@@ -121,8 +122,9 @@ def envelope_of(
     message: dict[str, Any] = {"hash": _fields(job)}
     if unsaved:
         message["unsaved"] = True
-    if type(job) is not Job:
-        message["job_class"] = _path(type(job))
+    job_class = _path(type(job))
+    if job_class not in _DEFAULT_JOB_CLASSES:
+        message["job_class"] = job_class
     serializer = _path(job.serializer)
     if serializer.rpartition(".")[2] not in _DEFAULT_SERIALIZERS:
         message["serializer"] = serializer
@@ -175,7 +177,7 @@ def job_of(envelope: Envelope, connection: Redis, allowed: AllowList) -> Job:
     for name in _CALLBACKS:
         if fields.get(name):
             allowed.check(str(fields[name]))
-    job_class: type[Job] = allowed.find_class(str(message.get("job_class", "rq.job.Job")))
+    job_class: type[Job] = allowed.find_class(str(message.get("job_class", _DEFAULT_JOB_CLASSES[0])))
     serializer = allowed.find_class(str(message.get("serializer", "rq.serializers.DefaultSerializer")))
     try:
         job = job_class(envelope.job_id, connection=connection, serializer=serializer)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import redis
 import rq
 import rq.worker
 from redis.client import Pipeline
-from rq.exceptions import DeserializationError
+from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.utils import utcformat
 
 from queuebridge.backends.rq.backend import RUN_FUNCTION
 from queuebridge.backends.rq.calls import envelope_of
+from queuebridge.backends.rq.claimed_list import put_off, take_claimed
 from queuebridge.backends.rq.forwarding import forwarding_in_use
 from queuebridge.backends.rq.identity import FIELD, bound, dispatch_of, is_bound
+from queuebridge.backends.rq.job_class import Job as BridgedJob
+from queuebridge.backends.rq.job_class import cancel_elsewhere
 from queuebridge.backends.rq.marking import MarkingMixin
 from queuebridge.backends.rq.performing import (
     JobRunnable,
@@ -25,20 +32,25 @@ from queuebridge.backends.rq.performing import (
     PerformanceMixin,
     performing,
 )
-from queuebridge.backends.rq.put_off import put_off, release_due
 from queuebridge.backends.rq.queue import Queue
+from queuebridge.backends.rq.reconciling_worker import ReconcilingHelper
+from queuebridge.backends.rq.told import forget_told
 from queuebridge.bridge import Bridge
 from queuebridge.delivery import Delivery
 from queuebridge.errors import ConfigurationError
+from queuebridge.failures import redact
 from queuebridge.ledger import State
 from queuebridge.outcome import Outcome, Status, describe
 
 logger = logging.getLogger(__name__)
 
-# How often a worker looks for jobs that were put off; by default RQ waits almost seven minutes for the next job.
+# How often a worker looks for jobs that only workers with claims take; by default RQ waits almost seven minutes for the
+# next job.
 _LOOK_SECONDS = 2
 # A job whose work horse was killed comes again at once; the lease of the dead one decides when it may run.
 _AFTER_DEATH_SECONDS = 1.0
+# What RQ says of a job whose worker died between the list and the execution.
+_STUCK = "Job was stuck in intermediate queue."
 _RQ_2 = rq.__version__.startswith("2.")
 _ENDED = {
     State.DONE: JobStatus.FINISHED,
@@ -54,17 +66,29 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
     """
 
     queue_class: Any = Queue
+    job_class: Any = BridgedJob
     connection: Any
     queues: Any
-    is_horse: bool
+    serializer: Any
+    name: str
     log: logging.Logger
+    reorder_queues: Callable[..., None]
+    get_redis_server_version: Callable[[], Any]
+    _ordered_queues: list[rq.Queue]
+    is_horse: bool
     _killed_job_id: str | None = None
+    _reconciles: ReconcilingHelper | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.queue_class is rq.Queue:
             # What `rq worker` says unless it is told otherwise. Jobs that follow from a job have to go our way.
             self.queue_class = Queue
+        if self.job_class is Job:
+            self.job_class = BridgedJob
+            for queue in self.queues:
+                if queue.job_class is Job:
+                    queue.job_class = BridgedJob
         if _RQ_2 and isinstance(self, rq.worker.SpawnWorker) and _claiming_bridge() is not None:
             raise ConfigurationError(
                 "A SpawnWorker of RQ 2 has RQ's own Worker run the jobs in its child processes, which would not ask "
@@ -75,18 +99,45 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
         """Return whether it asks the ledger."""
         return _claiming_bridge() is not None
 
-    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
-        """Wait for a job as RQ does, but look in between for jobs that were put off."""
-        if timeout is not None and self.claims():
-            timeout = min(timeout, _LOOK_SECONDS)
-        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)  # type: ignore[misc]
+    def work(self, burst: bool = False, *args: Any, **kwargs: Any) -> bool:
+        """Work as RQ does; beside one of the workers, reconcile. One that ends when there is nothing to do does not."""
+        if not burst and self.claims():
+            self._reconciles = ReconcilingHelper(self.connection, self.name)
+        try:
+            worked: bool = super().work(burst, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            helper, self._reconciles = self._reconciles, None
+            if helper is not None:
+                with suppress(redis.RedisError, OSError):
+                    helper.stop()
+        return worked
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Show a sign of life, and bring back what was put off."""
+        """Show a sign of life, and see that somebody reconciles."""
         super().heartbeat(timeout, pipeline=pipeline)  # type: ignore[misc]
-        if pipeline is None and not self.is_horse and _claiming_bridge() is not None:
-            for queue in self.queues:
-                release_due(queue, self.connection)
+        if self._reconciles is not None and pipeline is None and not self.is_horse:
+            self._reconciles.look()
+
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """Wait for a job as RQ does, but look in between for those that only workers with claims take."""
+        wait: Callable[..., Any] = super().dequeue_job_and_maintain_ttl  # type: ignore[misc]
+        if not self.claims():
+            return wait(timeout, max_idle_time)
+        idle_until = time.monotonic() + max_idle_time if max_idle_time is not None else math.inf
+        while True:
+            taken = self._take_claimed()
+            if taken is not None or timeout is None:
+                # Without a timeout, as in burst mode, RQ does not wait.
+                return taken if taken is not None else wait(timeout, max_idle_time)
+            pause = max(min(_LOOK_SECONDS, math.ceil(min(idle_until - time.monotonic(), _LOOK_SECONDS))), 1)
+            found = wait(min(timeout, pause), pause)
+            if found is not None or time.monotonic() >= idle_until:
+                return found
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        """Note that a job starts, as RQ does; wherever it was taken from, it has passed the intermediate list."""
+        remove = remove_from_intermediate_queue or self.claims()
+        super().prepare_job_execution(job, remove)  # type: ignore[misc]
 
     def perform_job(self, job: Job, queue: rq.Queue, *execution: Any) -> bool:
         """Perform a job, if the ledger lets it."""
@@ -106,6 +157,9 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
         if status == JobStatus.CANCELED or (status == JobStatus.SCHEDULED and not is_bound(field)):
             # It was cancelled, or is with the scheduler, after it had been put on the queue.
             self._leave(job, queue, execution)
+            if status == JobStatus.CANCELED:
+                # By whatever class: nobody else may have told the ledger.
+                cancel_elsewhere(job.id)
             return True
         if field is not None and not is_bound(field):
             self.connection.hset(job.key, FIELD, bound(dispatch_id, enqueued_at))
@@ -117,6 +171,8 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
             runnable, envelope_of(job, dispatch_id), Delivery(backend="rq", message_id=job.id, attempt=1)
         )
         if runnable.executed:
+            if field is not None:
+                forget_told(self.connection, dispatch_id)
             return runnable.succeeded
         return self._end_unexecuted(job, queue, execution, outcome, bridge, dispatch_id)
 
@@ -126,14 +182,43 @@ class ClaimingMixin(MarkingMixin, PerformanceMixin):
         super().handle_work_horse_killed(job, *how)  # type: ignore[misc]
 
     def handle_job_failure(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> None:
-        """Do as RQ does; but a job whose work horse was killed comes again, as often as the ledger allows."""
+        """Do as RQ does; but a job whose worker or work horse has died comes again, as often as the ledger allows."""
         killed, self._killed_job_id = self._killed_job_id == job.id, None
-        if killed and _claiming_bridge() is not None:
+        stuck = kwargs.get("exc_string") == _STUCK
+        if (killed or stuck) and _claiming_bridge() is not None:
             execution = kwargs.get("execution")
-            self.log.warning("Job %s comes again: the process that ran it has died.", job.id)
+            self.log.warning("Job %s comes again: the process that had it has died.", job.id)
             self._leave(job, queue, (execution,) if execution is not None else (), again_in=_AFTER_DEATH_SECONDS)
             return
         super().handle_job_failure(job, queue, *args, **kwargs)
+
+    def _take_claimed(self) -> tuple[Job, rq.Queue] | None:
+        """Take a job that only workers with claims may take, unless a queue before its own has others."""
+        try:
+            for queue in self._ordered_queues:
+                while (taken := take_claimed(queue, self.connection)).job_id is not None:
+                    job = self._fetch_taken(queue, taken.job_id)
+                    if job is not None:
+                        self.heartbeat()
+                        return job, queue
+                if taken.others:
+                    break
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            # RQ's own wait, which comes next, lasts until it is back.
+            self.log.warning("Worker %s: could not look for safety copies: %s", self.name, redact(str(error)))
+        return None
+
+    def _fetch_taken(self, queue: rq.Queue, job_id: str) -> Job | None:
+        try:
+            job: Job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+        except NoSuchJobError:
+            # It was deleted.
+            self.connection.lrem(queue.intermediate_queue_key, 1, job_id)
+            return None
+        self.reorder_queues(reference_queue=queue)
+        job.redis_server_version = self.get_redis_server_version()
+        self.log.info("Worker %s: %s: %s", self.name, queue.name, job.id)
+        return job
 
     def _end_unexecuted(
         self, job: Job, queue: rq.Queue, execution: tuple[Any, ...], outcome: Outcome, bridge: Bridge, dispatch_id: str

@@ -125,8 +125,8 @@ def route_of(queue: Queue, job: Job) -> Route | None:
     if not queue.is_async or not queue.is_bridged:
         return None
     forwarding = forwarding_of(get_bridge())
-    stage = None
-    if forwarding.bridge.stages is not None:
+    stage = forwarding.common_stage()
+    if stage is None and forwarding.bridge.stages is not None:
         stage = forwarding.stage_of(str(job.func_name), queue.name, job.id, job.meta or {})
     if forwarding.is_left_to_library(stage):
         return None

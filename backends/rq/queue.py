@@ -24,8 +24,10 @@ from queuebridge.backends.rq.forwarding import (
     route_of,
 )
 from queuebridge.backends.rq.identity import FIELD, bound, dispatch_at, follow_up_of
+from queuebridge.backends.rq.job_class import Job as BridgedJob
 from queuebridge.backends.rq.performing import current_performance
 from queuebridge.backends.rq.registries import ForwardingFailedJobRegistry, ready_registry_of
+from queuebridge.backends.rq.told import note_told
 from queuebridge.failures import redact
 from queuebridge.foreign import is_chosen
 from queuebridge.ids import new_dispatch_id
@@ -40,6 +42,14 @@ class Queue(rq.Queue):
     Without QUEUEBRIDGE_BACKEND, QUEUEBRIDGE_LEGACY or QUEUEBRIDGE_STAGE in the environment, and in stage `legacy`, it
     is RQ's queue in every respect. In other stages it refuses what cannot be pushed when it is enqueued.
     """
+
+    job_class: type[Job] = BridgedJob
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.job_class is Job:
+            # What RQ's own code says unless it is told otherwise.
+            self.job_class = BridgedJob
 
     @cached_property
     def is_bridged(self) -> bool:
@@ -61,7 +71,7 @@ class Queue(rq.Queue):
     ) -> Job:
         """Enqueue a job; see RQ. One that is pushed is accepted also while Redis is away, if it waits for no other."""
         if pipeline is None and not unique and not job._dependency_ids:
-            route = self._route(job)
+            route = self.route(job)
             if route is not None:
                 # RQ's own way begins with writes that the publication makes too.
                 return self._publish(route, job, None, unique=False, at_front=at_front, not_before=None)
@@ -78,7 +88,7 @@ class Queue(rq.Queue):
     ) -> Job:
         """Have a job enqueued at a time; see RQ."""
         _need_id(job, unique)
-        route = self._route(job)
+        route = self.route(job)
         if route is None:
             job = super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
             self._note_follow_up(job, pipeline, None)
@@ -94,7 +104,7 @@ class Queue(rq.Queue):
             setattr(job, _LEFT, False)
             return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         _need_id(job, unique)
-        route = self._route(job)
+        route = self.route(job)
         if route is None:
             job = super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
             self._note_follow_up(job, pipeline, job.enqueued_at)
@@ -116,14 +126,19 @@ class Queue(rq.Queue):
     @property
     def failed_job_registry(self) -> ForwardingFailedJobRegistry:
         """Return the failed jobs of this queue; requeued from here, they go where their stage says."""
-        return ForwardingFailedJobRegistry(self)
+        return ForwardingFailedJobRegistry(queue=self, job_class=self.job_class, serializer=self.serializer)
 
     @property
     def ready_job_registry(self) -> Any:
         """Return the jobs of this queue whose dependencies are met (RQ 3)."""
         return ready_registry_of(self)
 
-    def _route(self, job: Job) -> Route | None:
+    def route(self, job: Job) -> Route | None:
+        """Return where a job goes; None if RQ takes it alone.
+
+        Raises:
+            QueueBridgeError: It cannot go where it has to.
+        """
         route = route_of(self, job)
         return route if route is not None and route.check(job) else None
 
@@ -178,6 +193,8 @@ class Queue(rq.Queue):
         if not unique:
             self._persist_job(job, pipe, status=job._status)
         pipe.hset(job.key, FIELD, bound(dispatch_id, queued_at))
+        if route.pushes and route.forwarding.bridge.ledger is not None:
+            note_told(pipe, dispatch_id, int(not_before.timestamp() * 1000) if not_before is not None else None)
         if pipeline is not None:
             after_execute(pipe, one)
             return job

@@ -6,6 +6,7 @@ import inspect
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,11 +25,13 @@ from queuebridge.backends.rq.identity import FIELD, bound, follow_up_of, named_b
 from queuebridge.backends.rq.performing import Performance, PerformanceMixin, check_carried, outcome_of, performing
 from queuebridge.backends.rq.queue import Queue
 from queuebridge.backends.rq.settings import RQSettings
+from queuebridge.backends.rq.told import forget_told, note_told, was_told
 from queuebridge.context import executing
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
-from queuebridge.errors import ConfigurationError, MalformedEnvelope, PermanentFailure
-from queuebridge.outcome import Outcome, Status
+from queuebridge.errors import ConfigurationError, MalformedEnvelope, PermanentFailure, QueueBridgeError
+from queuebridge.failures import redact
+from queuebridge.outcome import Outcome, Status, describe
 from queuebridge.runnable import Runnable, current_job_of, json_result
 from queuebridge.settings import environment_or, read_settings
 from queuebridge.tracing import continued
@@ -41,6 +44,7 @@ logger = logging.getLogger(__name__)
 _WITHOUT_REDIS_SECONDS = 15.0
 _MISCONFIGURED_SECONDS = 60.0
 WORKER_NAME = "queuebridge-receiver"
+_NOT_ENDED = (JobStatus.STARTED.value, JobStatus.QUEUED.value, JobStatus.SCHEDULED.value)
 _TAKES_EXECUTION = "execution" in inspect.signature(BaseWorker.perform_job).parameters
 
 
@@ -90,8 +94,9 @@ class PushedCall:
         """Have RQ perform it; see `Runnable.execute`."""
         try:
             job = job_of(envelope, self._connection, self._allowed)
-            gone = _meet_record(job, envelope)
-            return gone if gone is not None else self._perform(job, envelope, delivery, lease)
+            outcome = _meet_record(job, envelope, claimed=lease is not None)
+            if outcome is None:
+                outcome = self._perform(job, envelope, delivery, lease)
         except MalformedEnvelope as error:
             return Outcome(status=Status.FAILED, error=error)
         except ConfigurationError as error:
@@ -99,6 +104,34 @@ class PushedCall:
             return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_MISCONFIGURED_SECONDS)
         except (redis.RedisError, OSError) as error:
             return Outcome(status=Status.RETRY, error=error, retry_delay_seconds=_WITHOUT_REDIS_SECONDS)
+        if lease is not None:
+            with suppress(redis.RedisError, OSError):
+                forget_told(self._connection, envelope.dispatch_id)
+        return outcome
+
+    def give_up(self, envelope: Envelope, outcome: Outcome) -> None:
+        """Have RQ record that it failed, with its own retries; see `KeepsRecords.give_up`."""
+        try:
+            job = job_of(envelope, self._connection, self._allowed)
+            status, field = cast("list[bytes | None]", self._connection.hmget(job.key, "status", FIELD))
+            named = named_by(field.decode() if field is not None else None)
+            if status is None or status.decode() not in _NOT_ENDED or named != envelope.dispatch_id:
+                # It has ended, or another dispatch of it counts by now.
+                return
+            queue = Queue(envelope.queue, connection=self._connection, job_class=type(job), serializer=job.serializer)
+            worker = PushWorker(queue)
+            worker.execution = Execution(id=envelope.dispatch_id, job_id=job.id, connection=self._connection)
+            worker.execution._job = job
+            more = {"execution": worker.execution} if _TAKES_EXECUTION else {}
+            with performing(Performance(job_id=job.id, dispatch_id=envelope.dispatch_id, marked=True)):
+                worker.handle_job_failure(job, queue, exc_string=outcome.reason, **more)
+        except (QueueBridgeError, redis.RedisError, OSError) as error:
+            logger.error(
+                "RQ could not be told that job %s has failed: %s",
+                envelope.job_id,
+                redact(describe(error)),
+                extra={"event": "rq_not_told", "job_id": envelope.job_id},
+            )
 
     def _perform(self, job: Job, envelope: Envelope, delivery: Delivery, lease: Lease | None) -> Outcome:
         queue = Queue(envelope.queue, connection=self._connection, job_class=type(job), serializer=job.serializer)
@@ -181,16 +214,25 @@ class PushWorker(PerformanceMixin, rq.SimpleWorker):
         """Do nothing; as above."""
 
 
-def _meet_record(job: Job, envelope: Envelope) -> Outcome | None:
+def _meet_record(job: Job, envelope: Envelope, *, claimed: bool) -> Outcome | None:
     """Bring a job and RQ's record of it together; returns how the delivery ends if it is not to run any more."""
     status, meta, field = cast("list[bytes | None]", job.connection.hmget(job.key, "status", "meta", FIELD))
     if status is None:
-        if not envelope.message.get("unsaved"):
+        unsaved = bool(envelope.message.get("unsaved"))
+        # Under a claim it has neither ended nor been cancelled, so that Redis must have lost it.
+        if was_told(job.connection, envelope.dispatch_id) or not (unsaved or claimed):
             return _ended("RQ has no record of it any more: it was deleted, or its ttl has passed.")
+        if not unsaved:
+            logger.warning(
+                "Redis has lost the record of job %s; it is made anew, and the job runs.",
+                job.id,
+                extra={"event": "rq_record_lost", "job_id": job.id},
+            )
         with job.connection.pipeline() as pipe:
             job.save(pipeline=pipe)
             pipe.sadd(rq.Queue.redis_queues_keys, Queue(envelope.queue, connection=job.connection).key)
             pipe.hset(job.key, FIELD, bound(envelope.dispatch_id, None))
+            note_told(pipe, envelope.dispatch_id, None)
             pipe.execute()
         return None
     if JobStatus(status.decode()) in (JobStatus.CANCELED, JobStatus.STOPPED):

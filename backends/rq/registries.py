@@ -12,36 +12,61 @@ from rq.registry import FailedJobRegistry
 from rq.utils import as_text
 
 from queuebridge.backends.rq.forwarding import falling_back
+from queuebridge.errors import PublishOutcomeUnknown, QueueBridgeError
 
 if TYPE_CHECKING:
     from queuebridge.backends.rq.queue import Queue
 
 
 class ForwardingFailedJobRegistry(FailedJobRegistry):
-    """The failed jobs of a queue of ours."""
-
-    def __init__(self, queue: Queue) -> None:
-        super().__init__(queue=queue, job_class=queue.job_class, serializer=queue.serializer)
-        self._queue = queue
+    """The failed jobs of a queue; requeued from here, they go where their stage says."""
 
     def requeue(self, job_or_id: Job | str, at_front: bool = False) -> Job:
-        """Enqueue a failed job again; see RQ."""
+        """Enqueue a failed job again; see RQ. One that cannot go where it has to, or that nobody takes, stays failed.
+
+        Raises:
+            QueueBridgeError: It cannot be pushed, or nobody took it.
+        """
         job = (
             job_or_id
             if isinstance(job_or_id, Job)
             else self.job_class.fetch(job_or_id, connection=self.connection, serializer=self.serializer)
         )
-        if getattr(job, "rate_limit_key", None):
-            return super().requeue(job_or_id, at_front=at_front)
-        if not self.connection.zrem(self.key, job.id):
+        queue = self._queue_of(job)
+        # Before anything is written.
+        route = queue.route(job)
+        if route is None or getattr(job, "rate_limit_key", None):
+            return super().requeue(job, at_front=at_front)
+        expiry = self.connection.zscore(self.key, job.id)
+        before: dict[Any, Any] = self.connection.hgetall(job.key)
+        lives_ms = self.connection.pttl(job.key)
+        if expiry is None or not self.connection.zrem(self.key, job.id):
             raise InvalidJobOperation
         job.started_at = None
         job.ended_at = None
         job._exc_info = ""
-        with self.connection.pipeline() as pipeline:
-            self._queue._enqueue_job(job, pipeline=pipeline, at_front=at_front)
-            pipeline.execute()
+        try:
+            with self.connection.pipeline() as pipeline:
+                queue._enqueue_job(job, pipeline=pipeline, at_front=at_front)
+                pipeline.execute()
+        except PublishOutcomeUnknown:
+            # It may run.
+            raise
+        except QueueBridgeError:
+            with self.connection.pipeline() as pipeline:
+                pipeline.delete(job.key)
+                pipeline.hset(job.key, mapping=before)
+                if lives_ms > 0:
+                    pipeline.pexpire(job.key, lives_ms)
+                pipeline.zadd(self.key, {job.id: expiry})
+                pipeline.execute()
+            raise
         return job
+
+    def _queue_of(self, job: Job) -> Queue:
+        from queuebridge.backends.rq.queue import Queue
+
+        return Queue(job.origin, connection=self.connection, job_class=self.job_class, serializer=job.serializer)
 
 
 def ready_registry_of(queue: Queue) -> Any:

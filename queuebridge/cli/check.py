@@ -12,12 +12,17 @@ from queuebridge.cli.app import ExitCode
 from queuebridge.errors import ConfigurationError, QueueBridgeError
 from queuebridge.loading import load_verifier
 from queuebridge.settings import environment_or
+from queuebridge.stages import Side
+from queuebridge.strangers import rules_with_two_copies, unclaiming_workers
 
 
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Check settings, tasks, and the connections of the backends in use and of the ledger, a line each."""
+    """Check settings, tasks, and the connections of the backends in use and of the ledger, a line each.
+
+    From stage dual on, also that no worker of the old backend takes jobs without claiming them.
+    """
     checks: list[tuple[str, ExitCode, str]] = []
     bridge = Bridge()
     try:
@@ -40,6 +45,7 @@ def command(as_json: bool) -> None:
             checks.append((name, ExitCode.CONFIGURATION, str(error)))
         except QueueBridgeError as error:
             checks.append((name, ExitCode.UNREACHABLE, str(error)))
+    checks += _workers(bridge)
     bridge.close()
     if bridge.backend.name == "qstash":
         try:
@@ -57,3 +63,17 @@ def command(as_json: bool) -> None:
         for name, code, text in checks:
             click.echo(f"{'ok  ' if code is ExitCode.DONE else 'FAIL'} {name}: {text}")
     sys.exit(max(code for _, code, _ in checks))
+
+
+def _workers(bridge: Bridge) -> list[tuple[str, ExitCode, str]]:
+    """Check that all workers claim, if they have to; nothing is said if not."""
+    try:
+        rules = rules_with_two_copies(bridge)
+        if not rules:
+            return []
+        problem = unclaiming_workers(bridge.backends[Side.LEGACY], rules)
+    except QueueBridgeError as error:
+        return [("workers", ExitCode.UNREACHABLE, f"they could not be asked whether they claim: {error}")]
+    if problem is not None:
+        return [("workers", ExitCode.CONFIGURATION, problem)]
+    return [("workers", ExitCode.DONE, "none takes jobs without claiming them")]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 import click
 
 from queuebridge.errors import QueueBridgeError
@@ -14,7 +12,8 @@ from queuebridge.registry import default_registry
 from queuebridge.routing import RoutingSettings, StageRule
 from queuebridge.runner import Runner
 from queuebridge.settings import Settings, environment_or
-from queuebridge.stages import ORDER, Stage
+from queuebridge.strangers import unclaiming_workers as problem_of
+from queuebridge.strangers import writes_two
 
 
 def unclaiming_workers(rule: StageRule) -> list[str]:
@@ -23,7 +22,7 @@ def unclaiming_workers(rule: StageRule) -> list[str]:
     That they could not be asked is said as a warning.
     """
     environ = environment_or(None)
-    if ORDER.index(rule.stage) < ORDER.index(Stage.DUAL):
+    if not writes_two(rule):
         return []
     try:
         legacy = RoutingSettings.from_environment(environ).legacy
@@ -37,20 +36,10 @@ def unclaiming_workers(rule: StageRule) -> list[str]:
             runner=Runner(default_registry),
         )
         try:
-            found = backend.strangers()
+            found = problem_of(backend, [rule])
         finally:
             backend.close()
     except QueueBridgeError as error:
         click.echo(f"Warning: the workers could not be asked whether they claim: {redact(describe(error))}", err=True)
         return []
-    listening = sorted(
-        worker for worker, queues in found.items() if any(fnmatchcase(queue, rule.queue) for queue in queues)
-    )
-    if not listening:
-        return []
-    shown = ", ".join(listening[:5]) + (", ..." if len(listening) > 5 else "")
-    problem = (
-        f"{len(listening)} workers take jobs without claiming them, and would run a job a second time: "
-        f"{shown}. Restart them with the bridge and with QUEUEBRIDGE_LEDGER, or stop them."
-    )
-    return [problem]
+    return [found] if found is not None else []

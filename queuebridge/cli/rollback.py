@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from queuebridge.cli.legacy_workers import unclaiming_workers
 from queuebridge.cli.stages import STAGE_NAMES, add_revision, author_option, kept_of, open_ledger, show_plan
 from queuebridge.errors import StageRefused
 from queuebridge.routing.changes import governing, rolled_back
@@ -20,7 +21,7 @@ def command(task: str, to: str | None, release_now: bool, reason: str, author: s
     """Bring tasks back: each to the stage before its own, or all that are beyond it to the one named by --to.
 
     It takes in every rule for the tasks that the pattern matches. It asks for no evidence and no confirmation, and is
-    safe at any moment: what was accepted runs.
+    safe at any moment: what was accepted runs. Workers that take jobs without claiming them are warned of.
     """
     with open_ledger() as ledger:
         kept = kept_of(ledger.stages.current())
@@ -32,7 +33,11 @@ def command(task: str, to: str | None, release_now: bool, reason: str, author: s
                 raise
             click.echo(str(error), err=True)
         else:
-            show_plan(kept, changed, governing(changed, task, "*"))
+            rule = governing(changed, task, "*")
+            show_plan(kept, changed, rule)
             add_revision(ledger, kept, changed, author=author, reason=reason)
+            # Afterwards: going back must not wait for anybody.
+            for text in unclaiming_workers(rule):
+                click.echo(f"Warning: {text}", err=True)
         if release_now:
             click.echo(f"{ledger.release_held()} safety copies that were held back are due now.")

@@ -7,9 +7,9 @@ import sys
 import click
 
 from queuebridge.bridge import Bridge
-from queuebridge.cli.reconcile import reconciling
 from queuebridge.errors import ConfigurationError
 from queuebridge.loading import WORKER_MODULES, import_optional
+from queuebridge.reconciling import reconciling
 
 
 @click.command("worker", context_settings={"ignore_unknown_options": True})

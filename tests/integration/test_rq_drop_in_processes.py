@@ -183,6 +183,27 @@ def test_p1_pushed_job_that_kills_the_receiver_comes_again(world: World, tmp_pat
         assert program.queue.started_job_registry.get_job_ids() == []
 
 
+@pytest.mark.timeout(120)
+def test_pushed_job_that_kills_the_receiver_again_and_again_is_failed_for_rq(world: World) -> None:
+    with world("push") as program:
+        job = program.queue.enqueue(rq_tasks.die)
+
+        def is_given_up() -> bool:
+            # QStash would take hours for the last one.
+            program.bridge.reconciler().run_once()
+            return program.fetch(job).is_failed
+
+        wait_until(is_given_up, 100, what="the job to be given up")
+
+        assert len(program.notes("die")) == 4
+        assert execution_of(program, job).state is State.QUARANTINED
+        result = program.fetch(job).latest_result()
+        assert result is not None
+        assert "quarantined" in (result.exc_string or "")
+        assert program.queue.failed_job_registry.get_job_ids() == [job.id]
+        assert program.queue.started_job_registry.get_job_ids() == []
+
+
 def test_workers_that_would_not_claim_are_found(
     legacy: Program, work: Callable[..., ChildProcess], spawn: Spawner, tmp_path: Path
 ) -> None:

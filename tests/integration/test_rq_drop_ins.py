@@ -225,18 +225,6 @@ def test_ttl_is_the_time_in_which_a_pushed_job_may_start(push: Program, monkeypa
     assert 0 < push.connection.ttl(enqueued.key) <= 100
 
 
-def test_cancelled_and_deleted_jobs_do_not_run(push: Program) -> None:
-    cancelled, deleted = push.queue.enqueue(rq_tasks.add, 1), push.queue.enqueue(rq_tasks.add, 2)
-    cancelled.cancel()
-    deleted.delete()
-
-    outcomes = push.deliver_all()
-
-    assert [outcome.status for outcome in outcomes] == [Status.EXPIRED] * 2
-    assert push.notes("add") == []
-    assert push.fetch(cancelled).is_canceled
-
-
 def test_push_execution_is_listed_and_never_abandoned_in_the_eyes_of_rqs_workers(push: Program) -> None:
     enqueued = push.queue.enqueue(rq_tasks.add, 1)
     receiving.PushWorker(push.queue).begin(enqueued, "rq-1")
@@ -563,20 +551,6 @@ def test_finished_job_whose_worker_died_before_it_told_the_ledger_is_settled_and
 
     assert dual.known(dispatch).state is State.DONE
     assert len(dual.notes("add")) == 1
-
-
-def test_held_copy_is_brought_to_rqs_queue_by_reconcile(live: Program) -> None:
-    enqueued = live.queue.enqueue(rq_tasks.add, 1, at_front=True)
-    (envelope,) = live.pushed()
-    assert live.bridge.ledger is not None
-    assert live.bridge.ledger.release_held() == 1
-
-    assert live.bridge.reconciler().run_once().total == 1
-
-    assert live.on_queue() == [enqueued.id]
-    live.work()
-    assert live.deliver(envelope).status is Status.DUPLICATE
-    assert live.fetch(enqueued).return_value() == 1
 
 
 # What is refused

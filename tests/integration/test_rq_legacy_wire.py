@@ -15,7 +15,7 @@ import rq_tasks
 from processes import run_python
 from rq import Callback, Retry
 from rq.decorators import job as plain_job
-from rq.job import Dependency, Job
+from rq.job import Dependency, Job, JobStatus
 from rq.repeat import Repeat
 from rq_program import running_program, work_off
 
@@ -90,6 +90,22 @@ def decorated(kind: type[rq.Queue], client: redis.Redis) -> None:
     function.enqueue(1, job_id="j")
 
 
+def failed(kind: type[rq.Queue], client: redis.Redis) -> Job:
+    queue = kind("mail", connection=client)
+    job = queue.enqueue(rq_tasks.add, 1, job_id="j")
+    client.lrem(queue.key, 1, job.id)
+    job.set_status(JobStatus.FAILED)
+    queue.failed_job_registry.add(job, 1000)
+    return job
+
+
+def with_dependent(kind: type[rq.Queue], client: redis.Redis) -> Job:
+    queue = kind("mail", connection=client)
+    job = queue.enqueue(rq_tasks.add, 1, job_id="j")
+    queue.enqueue(rq_tasks.add, 2, job_id="k", depends_on=job)
+    return job
+
+
 CALLS: dict[str, Call] = {
     "plain": enqueue(rq_tasks.add, 1, b=2, job_id="j"),
     "by name": enqueue("somewhere.unknown", (1, {2}), job_id="j"),
@@ -120,6 +136,12 @@ CALLS: dict[str, Call] = {
         LATER, rq_tasks.add, 1, job_id="j", unique=True
     ),
     "enqueue_in": lambda kind, c: kind("mail", connection=c).enqueue_in(timedelta(60), rq_tasks.add, 1, job_id="j"),
+    "requeue": lambda kind, c: failed(kind, c).requeue(),
+    "requeue from the registry": lambda kind, c: kind("mail", connection=c).failed_job_registry.requeue(
+        failed(kind, c).id, at_front=True
+    ),
+    "cancel": lambda kind, c: with_dependent(kind, c).cancel(),
+    "delete": lambda kind, c: with_dependent(kind, c).delete(),
     "is_async=False": lambda kind, c: kind("mail", connection=c, is_async=False).enqueue(rq_tasks.add, 1, job_id="j"),
     "decorator": decorated,
 }

@@ -47,9 +47,15 @@ def _replace(module: ModuleType) -> None:
     import rq
     import rq.decorators
 
-    from queuebridge.backends.rq import Queue, SimpleWorker, Worker, job
+    from queuebridge.backends.rq import Job, Queue, SimpleWorker, Worker, job
 
-    ours = {rq.Queue: Queue, rq.Worker: Worker, rq.SimpleWorker: SimpleWorker, rq.decorators.job: job}
+    ours = {
+        rq.Queue: Queue,
+        rq.Worker: Worker,
+        rq.SimpleWorker: SimpleWorker,
+        rq.decorators.job: job,
+        rq.job.Job: Job,
+    }
     for name, value in list(vars(module).items()):
         if isinstance(value, type) and value in ours:
             setattr(module, name, ours[value])

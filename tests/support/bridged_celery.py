@@ -81,14 +81,19 @@ class CeleryWorld:
         assert self.bridge is not None
         return self.bridge.runner.run(envelope, Delivery(backend="qstash", message_id=message_id, attempt=attempt))
 
-    def work(self, message: Message, queue: str | None = None) -> tuple[int, Any, float]:
+    def work(self, message: Message, queue: str | None = None, exchange: str = "") -> tuple[int, Any, float]:
         """Run a message as the pool of a worker does, and return what the worker gets back."""
         request = {
             **message.headers,
             "properties": message.properties,
             "reply_to": message.properties.get("reply_to"),
             "correlation_id": message.properties.get("correlation_id"),
-            "delivery_info": {"exchange": "", "routing_key": queue or self.queue, "priority": 0, "redelivered": False},
+            "delivery_info": {
+                "exchange": exchange,
+                "routing_key": queue or self.queue,
+                "priority": message.properties.get("priority"),
+                "redelivered": False,
+            },
         }
         # As in a worker.
         self.app.set_current()

@@ -19,6 +19,7 @@ from rq_tasks import NOTES
 
 from queuebridge import Bridge, get_bridge
 from queuebridge.backends.rq import Queue, SimpleWorker, receiving
+from queuebridge.backends.rq.claimed_list import claimed_key
 from queuebridge.delivery import Delivery
 from queuebridge.envelope import Envelope
 from queuebridge.ledger import Execution
@@ -88,6 +89,10 @@ class Program:
     def on_queue(self) -> list[str]:
         """Return the ids of the jobs on RQ's own queue."""
         return [job_id.decode() for job_id in self.connection.lrange(self.queue.key, 0, -1)]
+
+    def for_claims_only(self) -> list[str]:
+        """Return the ids of the jobs that only workers with claims take."""
+        return [job_id.decode() for job_id in self.connection.lrange(claimed_key(self.queue), 0, -1)]
 
     def fetch(self, job: Job) -> Job:
         """Return a job as another process sees it."""

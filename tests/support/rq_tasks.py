@@ -67,6 +67,13 @@ def retry_times(times: int) -> Any:
     return Retry(max=5) if tries <= times else tries
 
 
+def requeue_other(job_id: str) -> None:
+    """Have another job run again, as code does that has only the class of its own job."""
+    job = get_current_job()
+    assert job is not None
+    type(job).fetch(job_id, connection=job.connection).requeue()
+
+
 def hold(gate: str) -> str:
     """Run until a file exists."""
     note("hold")

@@ -9,13 +9,14 @@ import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import signals, states
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore
 from recording_qstash import Answer
 
 from queuebridge import current_job
 from queuebridge.backends.celery import attach
 from queuebridge.backends.celery.message import HEADER
 from queuebridge.backends.celery.workers import note_revoked
+from queuebridge.envelope import Envelope
 from queuebridge.errors import LedgerUnavailable
 from queuebridge.ledger import ClaimRequest, Granted, State
 from queuebridge.outcome import Status
@@ -177,47 +178,6 @@ def test_retry_is_a_new_dispatch_and_runs(world: CeleryWorld) -> None:
     assert len({execution.dispatch_id for execution in dispatches}) == 3
 
 
-def test_requeued_job_is_released_and_runs_again(world: CeleryWorld) -> None:
-    ran: list[int] = []
-
-    @world.app.task(name="shop.late", acks_late=True, shared=False)
-    def late() -> None:
-        ran.append(1)
-        if len(ran) == 1:
-            raise Reject("later", requeue=True)
-
-    late.delay()
-    (message,) = world.take()
-    failed, rejected, _ = world.work(message)
-    assert world.ledger is not None
-    world.bridge.ledger._clock.move(2)  # type: ignore[union-attr]
-    answer = world.work(message)
-
-    assert (failed, raised(rejected).requeue, answer[0], ran) == (FAILED, True, SUCCEEDED, [1, 1])
-
-
-def test_requeued_job_sees_that_it_came_before(world: CeleryWorld) -> None:
-    seen: list[bool] = []
-
-    @world.app.task(name="shop.late", bind=True, acks_late=True, shared=False)
-    def late(self: Any) -> None:
-        seen.append(self.request.delivery_info["redelivered"])
-        if not seen[-1]:
-            raise Reject("later", requeue=True)
-
-    late.delay()
-    (message,) = world.take()
-    world.work(message)
-    # The broker brings it back before the ledger lets it run: it is put off, as a new message.
-    world.work(message)
-    (again,) = world.take()
-    assert world.ledger is not None
-    world.bridge.ledger._clock.move(2)  # type: ignore[union-attr]
-    world.work(again)
-
-    assert seen == [False, True]
-
-
 def test_job_is_put_off_while_the_ledger_is_away(world: CeleryWorld) -> None:
     count, ran = counting(world)
     count.delay(7)
@@ -243,6 +203,24 @@ def test_message_of_a_program_without_the_bridge_is_claimed_too(make_world: Make
     answers = [world.work(message)[0] for _ in range(2)]
 
     assert (answers, ran) == ([SUCCEEDED, FAILED], [7])
+
+
+def test_compressed_message_that_only_a_worker_has_seen_can_be_published_again(make_world: MakeWorld) -> None:
+    world = make_world(Stage.LEGACY)
+    kept: list[bytes] = []
+
+    @world.app.task(name="shop.look", shared=False)
+    def look(value: int) -> int:
+        # Once it has ended, the ledger forgets it.
+        if not kept:
+            kept.extend(row.body for row in world.ledger._tables.rows.values())  # type: ignore[union-attr]
+        return value
+
+    look.apply_async((7,), compression="gzip")
+    world.work(world.take()[0])
+    envelope = Envelope.decode(kept[0]).model_copy(update={"dispatch_id": "another"})
+
+    assert world.deliver(envelope).result == 7
 
 
 def test_body_knows_its_claim(world: CeleryWorld) -> None:

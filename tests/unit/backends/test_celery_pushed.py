@@ -11,6 +11,7 @@ import celery
 import pytest
 from bridged_celery import CeleryWorld, MakeWorld
 from celery import signals, states
+from celery.app import trace
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from celery.worker import state
 
@@ -74,6 +75,35 @@ def test_signals_of_a_worker_are_sent_in_its_order(world: CeleryWorld) -> None:
     assert seen == ["task_received", "task_prerun", "task_success", "task_postrun"]
 
 
+def test_arrival_is_logged_as_a_worker_does(
+    world: CeleryWorld, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @world.app.task(shared=False)
+    def work(value: int) -> None: ...
+
+    with caplog.at_level("INFO"):
+        _, result = run(world, work, 7, shadow="another name")
+    (record,) = [record for record in caplog.records if record.name == "celery.worker.strategy"]
+    assert record.getMessage() == f"Task another name[{result.id}] received"
+    assert (record.data["args"], record.data["kwargs"]) == ("(7,)", "{}")  # type: ignore[attr-defined]
+
+    # As applications do that want to see more.
+    monkeypatch.setattr(trace, "LOG_RECEIVED", "%(name)s came with %(args)s")
+    with caplog.at_level("INFO"):
+        run(world, work, 8)
+    assert f"{work.name} came with (8,)" in caplog.text
+
+
+def test_arrival_is_not_logged_where_nobody_wants_it(world: CeleryWorld, caplog: pytest.LogCaptureFixture) -> None:
+    @world.app.task(shared=False)
+    def work() -> None: ...
+
+    with caplog.at_level("WARNING", logger="celery"):
+        run(world, work)
+
+    assert "received" not in caplog.text
+
+
 def test_failure_is_final_and_told_to_everybody(world: CeleryWorld) -> None:
     told: list[Any] = []
 
@@ -129,10 +159,8 @@ def test_chain_and_callbacks_go_on_over_push(world: CeleryWorld) -> None:
     [
         (Ignore(), Status.DONE, states.PENDING),
         (Reject("no", requeue=False), Status.FAILED, states.FAILURE if celery.VERSION >= (5, 7) else states.PENDING),
-        # Back to the sender, who brings it again.
-        (Reject("later", requeue=True), Status.RETRY, states.PENDING),
     ],
-    ids=["ignore", "reject", "requeue"],
+    ids=["ignore", "reject"],
 )
 def test_what_a_task_says_about_its_message_is_done(
     world: CeleryWorld, error: Exception, status: Status, state: str
@@ -144,19 +172,6 @@ def test_what_a_task_says_about_its_message_is_done(
     outcome, result = run(world, work)
 
     assert (outcome.status, result.state) == (status, state)
-
-
-def test_task_sees_that_its_message_came_before(world: CeleryWorld) -> None:
-    @world.app.task(bind=True, acks_late=True, shared=False)
-    def work(self: Any) -> str:
-        if not self.request.delivery_info["redelivered"]:
-            raise Reject("not yet", requeue=True)
-        return "second"
-
-    first, result = run(world, work)
-    second = world.deliver(world.pushed()[-1], attempt=2)
-
-    assert (first.status, second.status, result.get(timeout=1)) == (Status.RETRY, Status.DONE, "second")
 
 
 def test_started_is_tracked_and_request_is_that_of_a_worker(world: CeleryWorld) -> None:

@@ -84,8 +84,7 @@ def greenlets(subject: TaskSubject) -> Iterator[Hit]:
 @TABLE.add(
     "request-of-worker",
     Severity.DECISION,
-    why="On push hostname names the receiver, delivery_info never says that a message was redelivered, and there are "
-    "no log files of a worker.",
+    why="On push hostname names the receiver, delivery_info knows no priority, and there are no log files of a worker.",
     do="Use what the job itself carries: id, retries, headers, the arguments.",
 )
 def request_of_worker(subject: TaskSubject) -> Iterator[Hit]:
@@ -108,10 +107,10 @@ def reject(subject: TaskSubject) -> Iterator[Hit]:
 
 @TABLE.add(
     "requeue",
-    Severity.DECISION,
-    why="A broker brings the message again without limit. On push it comes again after a second, and each time is one "
-    "of its retries: when they are used up it has failed.",
-    do="Use self.retry with a countdown and max_retries.",
+    Severity.NOTE,
+    why="The message comes again without limit, as from a broker: after a second, and as a new one. On push each time "
+    "costs a message.",
+    do="Use self.retry with a countdown and max_retries where a second is too often.",
 )
 def requeue(subject: TaskSubject) -> Iterator[Hit]:
     """Find Reject with requeue."""

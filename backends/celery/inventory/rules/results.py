@@ -124,7 +124,8 @@ def canvas(subject: TaskSubject) -> Iterator[Hit]:
 @TABLE.add(
     "revoke",
     Severity.NOTE,
-    why="With a ledger a bridged app keeps a revoked job from starting on push too. Without one only workers are told.",
+    why="With a ledger a bridged app keeps a revoked job from starting on push too. Without one that is refused where "
+    "jobs are pushed.",
     do="Nothing with a ledger.",
 )
 def revoke(subject: TaskSubject) -> Iterator[Hit]:

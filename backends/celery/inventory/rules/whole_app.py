@@ -99,7 +99,8 @@ def remote_control(subject: AppSubject) -> Iterator[Hit]:
 @TABLE.add(
     "revoking",
     Severity.NOTE,
-    why="With a ledger a bridged app keeps a revoked job from starting on push too. Without one only workers are told.",
+    why="With a ledger a bridged app keeps a revoked job from starting on push too. Without one that is refused where "
+    "jobs are pushed.",
     do="Nothing with a ledger.",
 )
 def revoking(subject: AppSubject) -> Iterator[Hit]:
