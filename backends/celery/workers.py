@@ -100,12 +100,13 @@ def note_revoked(sender: Any, request: Any, terminated: bool = False, **_: Any) 
 
 def _set_up(sender: Any, instance: Any = None, **_: Any) -> None:
     # Only in workers: it is a large part of Celery.
-    from celery.worker.control import inspect_command
+    from celery.worker.control import Panel
 
     app = (instance or sender).app
     if _CLAIMS not in vars(app):
         return
-    inspect_command(name=_COMMAND, visible=False)(_answer)
+    # Not by `inspect_command`: it would be listed among the commands that `celery inspect` has.
+    Panel.data[_COMMAND] = _answer
     if _claims(app) and vars(app)[_CLAIMS] is None:
         signals.task_revoked.connect(note_revoked, weak=False, dispatch_uid="queuebridge.note_revoked")
         watch_endings()
