@@ -30,7 +30,12 @@ QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
 )
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
 @click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
-@click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this: 60 makes a minute a second.")
+@click.option(
+    "--time-scale",
+    default=1.0,
+    show_default=True,
+    help="Divide the waits before retries by this: 60 makes a minute a second.",
+)
 @click.option(
     "--quota",
     type=click.Choice(QUOTAS),
@@ -45,7 +50,11 @@ QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
     metavar="HOST=URL",
     help="Send deliveries for HOST (or HOST:PORT) to a local URL, signed for the public one. Repeatable.",
 )
-@click.option("--print-env", is_flag=True, help="Print export lines with what clients and receivers need, on standard output.")
+@click.option(
+    "--print-env",
+    is_flag=True,
+    help="Print export lines with what clients and receivers need, on standard output.",
+)
 def command(
     host: str,
     port: int,
