@@ -20,7 +20,11 @@ export const visible = (text) =>
   String(text).replace(HIDDEN, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
 export const badge = (text, colour) => h("span", { class: `badge ${colour}` }, text);
-export const chip = (name, value) => value && h("span", { class: "chip" }, visible(`${name} ${value}`.trim()));
+// One that does not fit is cut by the style; its title has all of it.
+export function chip(name, value) {
+  const text = visible(`${name} ${value}`.trim());
+  return value && h("span", { class: "chip", title: text }, text);
+}
 export const plural = (number, word) => `${number.toLocaleString()} ${word}${number === 1 ? "" : "s"}`;
 export const bytes = (number) => (number < 1024 ? plural(number, "byte") : `${(number / 1024).toFixed(1)} KiB`);
 
