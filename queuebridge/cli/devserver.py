@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EADDRINUSE
 from pathlib import Path
 
 import click
@@ -29,7 +30,12 @@ QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
 )
 @click.option("--db", type=click.Path(dir_okay=False, path_type=Path), help="Keep everything in this SQLite file.")
 @click.option("--memory", is_flag=True, help="Keep everything in memory (the default).")
-@click.option("--time-scale", default=1.0, show_default=True, help="Divide the waits before retries by this.")
+@click.option(
+    "--time-scale",
+    default=1.0,
+    show_default=True,
+    help="Divide the waits before retries by this: 60 makes a minute a second.",
+)
 @click.option(
     "--quota",
     type=click.Choice(QUOTAS),
@@ -44,7 +50,11 @@ QUOTAS = ("free", "payg", "fixed-1m", "fixed-10m")
     metavar="HOST=URL",
     help="Send deliveries for HOST (or HOST:PORT) to a local URL, signed for the public one. Repeatable.",
 )
-@click.option("--print-env", is_flag=True, help="Print the environment that clients and receivers need.")
+@click.option(
+    "--print-env",
+    is_flag=True,
+    help="Print export lines with what clients and receivers need, on standard output.",
+)
 def command(
     host: str,
     port: int,
@@ -57,7 +67,8 @@ def command(
 ) -> None:
     """Run a QStash-compatible server for development: same API, same signatures, no account.
 
-    It knows the public development users of QStash; whoever reaches the port can publish.
+    It knows the public development users of QStash; whoever reaches the port can publish. Open its address in a
+    browser to see its messages, queues and schedules.
     """
     if db is not None and memory:
         raise click.UsageError("--db and --memory exclude each other.")
@@ -69,6 +80,7 @@ def command(
     def announce(url: str) -> None:
         where = f"keeps messages in {db}" if db else "keeps messages in memory"
         click.echo(f"QStash server running at {url}, {where}", err=True)
+        click.echo(f"Open {url} in a browser to see its messages, queues and schedules.", err=True)
         if print_env:
             click.echo(f"export QSTASH_URL='{url}'")
             click.echo(f"export QSTASH_TOKEN='{user.token}'")
@@ -88,4 +100,8 @@ def command(
     try:
         server.run(settings, on_ready=announce, on_keys=announce_keys)
     except OSError as error:
+        if error.errno == EADDRINUSE:
+            raise ConfigurationError(
+                f"Port {port} of {host} is in use. Choose another one with --port, or stop what listens there."
+            ) from error
         raise ConfigurationError(f"The server cannot listen on {host}:{port}: {error.strerror}.") from error

@@ -41,6 +41,7 @@ def test_printed_environment_is_that_of_the_server_and_an_sdk_recognises_it(spaw
     }
     assert printed["QSTASH_TOKEN"] == USER.token
     assert re.search(r"running at http://127\.0\.0\.1:\d+, keeps messages in memory", server.stderr)
+    assert server.wait_for_line(rf"Open {re.escape(url)} in a browser")
     assert PUBLIC not in server.stderr
 
 
@@ -67,6 +68,17 @@ def test_file_of_db_is_named_and_kept(spawn: Spawner, tmp_path: Path) -> None:
 
     assert f"keeps messages in {database}" in server.stderr
     assert database.exists()
+
+
+def test_port_in_use_ends_the_command_and_says_what_to_do(spawn: Spawner) -> None:
+    _, url = start(spawn)
+    port = url.rpartition(":")[2]
+
+    server = spawn([sys.executable, "-m", "queuebridge", "devserver", "--port", port], name="second")
+
+    assert server.wait(30) == 3, server.report()
+    assert f"Port {port} of 127.0.0.1 is in use. Choose another one with --port" in server.stderr
+    assert "Traceback" not in server.stderr
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ def test_default_headers_hold_for_every_publish_that_does_not_override_them(
         ("POST", "/v2/publish/none", None, 404),
         ("POST", "/v2/enqueue/q/none", None, 404),
         ("POST", "/v2/publish/g?a=b", None, 400),
+        ("GET", "/v2/topics?name=g", None, 400),
+        ("DELETE", "/v2/topics/g?url=http://127.0.0.1:1/x", None, 400),
     ],
 )
 def test_what_cannot_be_done_is_a_json_error_and_changes_nothing(

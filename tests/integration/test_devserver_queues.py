@@ -138,6 +138,8 @@ def test_deleting_a_queue_drops_its_messages_and_spares_the_one_in_flight(
         ("GET", "/v2/queues/none", None, 404),
         ("GET", "/v2/queues/a%20b", None, 400),
         ("DELETE", "/v2/queues/", None, 404),
+        ("GET", "/v2/queues?name=none", None, 400),
+        ("DELETE", "/v2/queues/none?count=1", None, 400),
         ("PUT", "/v2/queues/none", None, 404),
     ],
 )

@@ -49,7 +49,8 @@ class Query:
             if name.lower() == TOKEN_PARAMETER:
                 continue
             if name not in allowed:
-                raise bad_request(f"unknown filter {name[:60]!r}; known: {', '.join(sorted(allowed))}")
+                known = f"known: {', '.join(sorted(allowed))}" if allowed else "this request takes none"
+                raise bad_request(f"unknown filter {name[:60]!r}; {known}")
             self._values.setdefault(name, []).append(value)
         self._tests = [(_FIELDS[name], self.values(name)) for name in self._values if name in _FIELDS]
 

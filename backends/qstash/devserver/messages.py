@@ -9,7 +9,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
-from queuebridge.backends.qstash.devserver.workflow.part import WorkflowPart
+from queuebridge.backends.qstash.devserver.workflow.part import Role, WorkflowPart
 from queuebridge.backends.qstash.protocol import (
     DEFAULT_FLOW_PERIOD_SECONDS,
     DEFAULT_METHOD,
@@ -201,6 +201,12 @@ class DeadLetter:
     message: Message
     outcome: Outcome
     entered_ms: int
+
+    @property
+    def can_be_retried(self) -> bool:
+        """False for a step of a workflow: its run has failed with it."""
+        part = self.message.spec.workflow
+        return part is None or part.role is Role.FAILURE_CALL
 
 
 class LogState(str, Enum):

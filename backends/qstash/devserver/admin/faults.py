@@ -106,7 +106,7 @@ def _read(data: Any, number: int, account: str) -> Script:
     allowed = ("fault", "count", *_FILTERS, *_OWN.get(fault, ()))
     for name in data:
         if name not in allowed:
-            raise bad_request(f"unknown field {name[:40]!r} of a {fault} fault; known: {', '.join(allowed)}")
+            raise bad_request(f"unknown field {name[:40]!r} of the fault {fault!r}; known: {', '.join(allowed)}")
     _check_texts(data)
     count = _integer(data, "count", 1, 1, _MAX_COUNT)
     filters = {name: data[name] for name in _FILTERS if name in data}

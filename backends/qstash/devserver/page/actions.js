@@ -6,10 +6,12 @@ import { api, frame, ui } from "./state.js";
 export function letterButtons(item) {
   const path = encodeURIComponent(item.dlqId);
   return [
-    button("Retry", async () => {
-      const made = await api(`/v2/dlq/retry/${path}`, { method: "POST" });
-      if (ui.open === item.messageId) frame.go(ui.tab, made.messageId);
-    }),
+    // The server refuses to repeat a step of a workflow whose run has failed.
+    item.retryable &&
+      button("Retry", async () => {
+        const made = await api(`/v2/dlq/retry/${path}`, { method: "POST" });
+        if (ui.open === item.messageId) frame.go(ui.tab, made.messageId);
+      }),
     button(
       "Delete",
       async () => {

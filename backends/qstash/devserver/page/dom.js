@@ -20,9 +20,20 @@ export const visible = (text) =>
   String(text).replace(HIDDEN, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
 export const badge = (text, colour) => h("span", { class: `badge ${colour}` }, text);
-export const chip = (name, value) => value && h("span", { class: "chip" }, visible(`${name} ${value}`));
+// One that does not fit is cut by the style; its title has all of it.
+export function chip(name, value) {
+  const text = visible(`${name} ${value}`.trim());
+  return value && h("span", { class: "chip", title: text }, text);
+}
 export const plural = (number, word) => `${number.toLocaleString()} ${word}${number === 1 ? "" : "s"}`;
 export const bytes = (number) => (number < 1024 ? plural(number, "byte") : `${(number / 1024).toFixed(1)} KiB`);
+
+// A length of time as options give it: 5400 is 1h30m.
+export function span(seconds) {
+  const sizes = [86400, 3600, 60, 1];
+  const parts = sizes.map((size, index) => Math.floor((index ? seconds % sizes[index - 1] : seconds) / size));
+  return parts.map((part, index) => (part ? `${part}${"dhms"[index]}` : "")).join("") || "0s";
+}
 
 // Times: the server's clock can be stopped and moved, so "now" is the server's.
 

@@ -160,7 +160,8 @@ def _newest_first(account: Account) -> Iterator[Message]:
 def _searchable(message: Message) -> str:
     spec = message.spec
     flow = None if spec.flow is None else spec.flow.key
-    parts = (message.id, spec.method, spec.url, spec.queue, flow, spec.topic, spec.schedule_id, *spec.labels)
+    run = None if spec.workflow is None else spec.workflow.run_id
+    parts = (message.id, spec.method, spec.url, spec.queue, flow, spec.topic, spec.schedule_id, run, *spec.labels)
     return "\n".join(part for part in parts if part).lower()
 
 
@@ -184,15 +185,21 @@ def _row(message: Message) -> dict[str, Any]:
         "flowControlKey": None if spec.flow is None else spec.flow.key,
         "topicName": spec.topic,
         "scheduleId": spec.schedule_id,
+        "workflowRunId": None if spec.workflow is None else spec.workflow.run_id,
         "labels": list(spec.labels) or None,
     }
     return data | {name: value for name, value in optional.items() if value is not None}
 
 
 def _dead_letter_row(letter: DeadLetter) -> dict[str, Any]:
-    failure = {"dlqId": letter.dlq_id, "failedAt": letter.entered_ms, "failure": _failure(letter.outcome)}
-    # One that was read back from the store has forgotten how it ended.
-    return _row(letter.message) | {"state": Phase.FAILED.value} | failure
+    return _row(letter.message) | {
+        # One that was read back from the store has forgotten how it ended.
+        "state": Phase.FAILED.value,
+        "dlqId": letter.dlq_id,
+        "failedAt": letter.entered_ms,
+        "failure": _failure(letter.outcome),
+        "retryable": letter.can_be_retried,
+    }
 
 
 def _failure(outcome: Outcome) -> str:

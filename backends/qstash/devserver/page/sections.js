@@ -1,7 +1,7 @@
 // The sections: where each gets its entries, how a row shows one, and what to do while there is none.
 
 import { letterButtons } from "./actions.js";
-import { badge, bytes, chip, h, visible, when } from "./dom.js";
+import { badge, bytes, chip, h, span, visible, when } from "./dom.js";
 import { OVERVIEW, ui } from "./state.js";
 
 export function state(message) {
@@ -10,7 +10,7 @@ export function state(message) {
   const names = {
     staged: ["accepted", "grey"],
     queued: ["in queue", "grey"],
-    ready: ["due, held by a limit", "amber"],
+    ready: ["due, held back", "amber"],
     waiting: retrying ? ["waits to retry", "amber"] : ["delayed", "grey"],
     active: ["active", "blue"],
     delivered: ["delivered", "green"],
@@ -29,10 +29,12 @@ function target(message) {
     chip("flow", message.flowControlKey),
     chip("group", message.topicName),
     chip("schedule", message.scheduleId),
+    chip("workflow run", message.workflowRunId),
     ...(message.labels ?? []).map((label) => chip("label", label)),
   ];
   return [
     h("span", { class: "method" }, visible(message.method)),
+    " ",
     h("button", { class: "plain", type: "button" }, url),
     h("div", { class: "under" }, under),
   ];
@@ -45,6 +47,17 @@ export function attempts(message) {
 
 const limit = (count, most) => (most ? `${count} of ${most}` : `${count}, no limit`);
 const yesNo = (yes, text, otherwise) => (yes ? badge(text, "amber") : badge(otherwise, "green"));
+
+// How the messages of a schedule's last run went; one for each endpoint where it is for a URL group.
+function outcomes(states) {
+  const shown = { SUCCESS: ["delivered", "green"], IN_PROGRESS: ["in progress", "blue"], FAIL: ["failed", "red"] };
+  const badges = Object.entries(shown).map(([name, [text, colour]]) => {
+    const count = states.filter((found) => found === name).length;
+    return count > 0 && badge(states.length > 1 ? `${count} ${text}` : text, colour);
+  });
+  return states.length > 0 && h("div", { class: "under" }, badges);
+}
+
 const actions = (item) => h("div", { class: "row-actions" }, letterButtons(item));
 
 export const SECTIONS = {
@@ -119,17 +132,20 @@ export const SECTIONS = {
       [yesNo(item.isPaused, "paused", "running"), item.error && h("div", { class: "under" }, visible(item.error))],
       [
         h("span", { class: "method" }, visible(item.method)),
-        h("span", { class: "url" }, visible(item.destination)),
-        h("div", { class: "under" }, chip("queue", item.queueName)),
+        " ",
+        /^https?:/.test(item.destination)
+          ? h("span", { class: "url" }, visible(item.destination))
+          : chip("group", item.destination),
+        h(
+          "div",
+          { class: "under" },
+          chip("queue", item.queueName),
+          chip("flow", item.flowControlKey),
+          chip("delay", item.delay && span(item.delay)),
+          ...(item.labels ?? []).map((label) => chip("label", label)),
+        ),
       ],
-      [
-        when(item.lastScheduleTime),
-        ...Object.values(item.lastScheduleStates ?? {})
-          .slice(0, 5)
-          .map((text) =>
-            badge(visible(text).toLowerCase().replace("_", " "), { SUCCESS: "green", FAIL: "red" }[text] ?? "blue"),
-          ),
-      ],
+      [when(item.lastScheduleTime), outcomes(Object.values(item.lastScheduleStates ?? {}))],
       item.isPaused ? null : when(item.nextScheduleTime),
     ],
     filter: "Filter: cron, destination, id",
@@ -146,9 +162,17 @@ export const SECTIONS = {
     columns: ["Group", "Endpoints", "Updated"],
     cells: (item) => [
       visible(item.name),
-      (item.endpoints ?? []).map((end) =>
-        h("div", { class: "url" }, end.name && h("span", { class: "chip" }, visible(end.name)), " ", visible(end.url)),
-      ),
+      [
+        (item.endpoints ?? []).map((end) =>
+          h("div", { class: "url" }, end.name && chip("", end.name), " ", visible(end.url)),
+        ),
+        item.headers &&
+          h(
+            "div",
+            { class: "under" },
+            Object.entries(item.headers).map(([name, values]) => chip(`default ${name}:`, values.join(", "))),
+          ),
+      ],
       when(item.updatedAt),
     ],
     filter: "Filter: name, URL",
@@ -172,12 +196,13 @@ export const SECTIONS = {
       visible(item.flowControlKey),
       [
         yesNo(item.isPaused, "paused", "running"),
+        " ",
         (item.isPinnedRate || item.isPinnedParallelism) && badge("pinned", "violet"),
       ],
       String(item.waitListSize),
       limit(item.parallelismCount, item.parallelismMax),
       limit(item.rateCount, item.rateMax),
-      `${item.ratePeriod} s`,
+      item.rateMax ? span(item.ratePeriod) : null,
     ],
     filter: "Filter: key",
     empty: [

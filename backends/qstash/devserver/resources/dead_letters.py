@@ -16,7 +16,6 @@ from queuebridge.backends.qstash.devserver.options import Directives, OptionRead
 from queuebridge.backends.qstash.devserver.publishing import Publisher
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, read_ids, refuse_empty_id, respond
 from queuebridge.backends.qstash.devserver.views import dead_letter_view
-from queuebridge.backends.qstash.devserver.workflow.part import Role
 from queuebridge.backends.qstash.protocol import MAX_DLQ_PAGE
 
 _FILTERS: Final = DLQ_FILTERS | PAGING | {"dlqIds", "responseStatus"}
@@ -71,7 +70,7 @@ class DeadLetters:
     async def _retry(self, request: ApiRequest, dlq_id: str) -> web.Response:
         """Publish one dead letter anew: a new message in place of the entry."""
         letter = _dead_letter(request.account, dlq_id)
-        if not _can_be_retried(letter):
+        if not letter.can_be_retried:
             raise bad_request(
                 f"dlq message {dlq_id[:80]} belongs to a workflow run, which has failed: a step cannot be retried "
                 "without its run; start the workflow again"
@@ -85,7 +84,7 @@ class DeadLetters:
         """Publish dead letters anew: by `dlqIds` in query or body, else by filters, a page at a time."""
         parameters, rest = split_query(request.query)
         letters, cursor = await _chosen(request, Query(rest, _FILTERS))
-        letters = [letter for letter in letters if _can_be_retried(letter)]
+        letters = [letter for letter in letters if letter.can_be_retried]
         messages = await self._publish_anew(request, letters, parameters)
         responses = [{"messageId": message.id} for message in messages]
         return respond({"responses": responses, "cursor": cursor or ""}, 201)
@@ -106,11 +105,6 @@ class DeadLetters:
             self._engine.retry_dead_letter(account, letter, publication.spec, not_before=publication.not_before)
             for letter, publication in wanted
         ]
-
-
-def _can_be_retried(letter: DeadLetter) -> bool:
-    part = letter.message.spec.workflow
-    return part is None or part.role is Role.FAILURE_CALL
 
 
 def _with_cursor(data: dict[str, Any], cursor: str | None) -> dict[str, Any]:

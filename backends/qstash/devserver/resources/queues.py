@@ -16,6 +16,7 @@ from queuebridge.backends.qstash.devserver.errors import (
     not_found,
     over_quota,
 )
+from queuebridge.backends.qstash.devserver.filters import Query
 from queuebridge.backends.qstash.devserver.queue_commands import change_queue, delete_queue
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services, read_object, respond
 from queuebridge.backends.qstash.devserver.views import queue_view
@@ -33,6 +34,7 @@ class Queues:
 
     async def answer(self, request: ApiRequest) -> web.Response:
         """Answer a request."""
+        Query(request.query, frozenset())
         account, method = request.account, request.method
         if not request.rest:
             if method == "POST":

@@ -11,6 +11,7 @@ from aiohttp import web
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.destination import check_name, check_url
 from queuebridge.backends.qstash.devserver.errors import bad_request, not_found, over_quota
+from queuebridge.backends.qstash.devserver.filters import Query
 from queuebridge.backends.qstash.devserver.groups import KIND, encode_group
 from queuebridge.backends.qstash.devserver.messages import UrlGroup
 from queuebridge.backends.qstash.devserver.option_values import check_utf8
@@ -37,6 +38,7 @@ class UrlGroups:
 
     async def answer(self, request: ApiRequest) -> web.Response:
         """Answer a request."""
+        Query(request.query, frozenset())
         groups, method = request.account.groups, request.method
         if not request.rest:
             if method != "GET":

@@ -74,7 +74,7 @@ def test_answer_of_an_error_is_what_was_said() -> None:
         ([], "must be a JSON object"),
         ({}, "fault must be one of drop, lose_answer, delay, duplicate, error"),
         ({"fault": ["drop"]}, "fault must be one of"),
-        ({"fault": "drop", "counts": 2}, "unknown field 'counts' of a drop fault; known: fault, count, url"),
+        ({"fault": "drop", "counts": 2}, "unknown field 'counts' of the fault 'drop'; known: fault, count, url"),
         ({"fault": "drop", "seconds": 2}, "unknown field 'seconds'"),
         ({"fault": "drop", "count": 0}, "count must be a whole number between 1 and"),
         ({"fault": "drop", "count": True}, "count must be"),

@@ -20,6 +20,7 @@ from queuebridge.backends.qstash.devserver.page.hosts import is_own_host
 from queuebridge.backends.qstash.devserver.page.overview import SHOWN_BYTES, Overview
 from queuebridge.backends.qstash.devserver.page.page import Page
 from queuebridge.backends.qstash.devserver.request import ApiRequest, Services
+from queuebridge.backends.qstash.devserver.workflow.part import WorkflowPart
 
 FOLDER = Path(str(package.__file__)).parent
 SCRIPTS = sorted(FOLDER.glob("*.js"))
@@ -193,7 +194,17 @@ def test_state_selects_messages(world: World, state: str, expected: list[str]) -
 
 
 @pytest.mark.parametrize(
-    "search", ["HOST/Needle", "needle-label", "needle-queue", "needle-key", "needle-group", "needle-schedule", "PUT"]
+    "search",
+    [
+        "HOST/Needle",
+        "needle-label",
+        "needle-queue",
+        "needle-key",
+        "needle-group",
+        "needle-schedule",
+        "needle-run",
+        "PUT",
+    ],
 )
 def test_search_looks_into_what_names_a_message(world: World, search: str) -> None:
     world.publish(url="http://elsewhere/")
@@ -205,6 +216,7 @@ def test_search_looks_into_what_names_a_message(world: World, search: str) -> No
         flow=FlowControl(key="needle-key", rate=1),
         topic="needle-group",
         schedule_id="needle-schedule",
+        workflow=WorkflowPart(run_id="needle-run"),
     )
 
     assert ids(ask(world, "/messages", f"search={search}")) == [needle.id]
