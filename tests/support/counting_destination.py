@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from destinations import DestinationServer
 
 DEADLINE = 30.0
 
@@ -87,9 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 def counting_destination() -> Iterator[CountingDestination]:
     """Run a destination for the time of the context."""
     found = CountingDestination()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"destination": found}))
-    server.daemon_threads = True
-    server.block_on_close = False
+    server = DestinationServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"destination": found}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     found.base_url = f"http://127.0.0.1:{server.server_port}"
