@@ -230,6 +230,8 @@ class SqliteStore:
             raise ConfigurationError(
                 f"the server's database {self._path} has format {version}, not {SCHEMA_VERSION}"
             )
+        # A later message may get the number of one that is gone, and must not take over where that stood.
+        connection.execute("DELETE FROM progress WHERE seq NOT IN (SELECT seq FROM message)")
         return _read_all(connection)
 
     def _write(self, batch: Batch) -> None:

@@ -38,7 +38,7 @@ _DEFAULT_PAGE: Final = 25
 _MAX_SEARCHED: Final = 10_000
 _MAX_COUNTED: Final = 50_000
 
-_WAITING: Final = frozenset({Phase.STAGED, Phase.QUEUED, Phase.WAITING, Phase.READY})
+_WAITING: Final = frozenset({Phase.STAGED, Phase.QUEUED, Phase.WAITING, Phase.READY, Phase.ASIDE})
 _STATES: Final[dict[str, frozenset[Phase]]] = {
     "all": frozenset(Phase),
     "waiting": _WAITING,

@@ -11,6 +11,7 @@ export function state(message) {
     staged: ["accepted", "grey"],
     queued: ["in queue", "grey"],
     ready: ["due, held by a limit", "amber"],
+    aside: ["due, its queue is paused", "amber"],
     waiting: retrying ? ["waits to retry", "amber"] : ["delayed", "grey"],
     active: ["active", "blue"],
     delivered: ["delivered", "green"],
