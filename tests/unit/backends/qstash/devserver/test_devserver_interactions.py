@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from queuebridge.backends.qstash.devserver.housekeeping import sweep
-from queuebridge.backends.qstash.devserver.messages import FlowControl, LogState, MessageSpec, Phase, Redaction
+from queuebridge.backends.qstash.devserver.messages import (
+    FlowControl,
+    LogState,
+    Message,
+    MessageSpec,
+    Phase,
+    Redaction,
+)
 from queuebridge.backends.qstash.devserver.queue_commands import change_queue, delete_queue
 from queuebridge.backends.qstash.devserver.recovery import recover
 from queuebridge.backends.qstash.devserver.schedules import Definition
 from queuebridge.backends.qstash.devserver.sqlite_store import SqliteStore
 from queuebridge.backends.qstash.devserver.views import flow_view, message_view
+from queuebridge.backends.qstash.devserver.workflow import accepting
+from queuebridge.backends.qstash.devserver.workflow.part import WorkflowPart
 from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS
 
 MakeWorld = Callable[..., Any]
@@ -146,6 +156,55 @@ def test_pinned_limit_holds_for_what_schedules_make(world: Any) -> None:
 
     world.finish(first)
     assert len(world.start()) == 1
+
+
+# Workflow runs
+
+RUN = WorkflowPart(run_id="wfr_1", url="http://app/")
+
+
+def submit(world: Any, body: bytes, part: WorkflowPart = RUN, **spec: Any) -> Message:
+    """Stage a message of a run."""
+    wanted = MessageSpec(url="http://app/", workflow=part, **spec)
+    _, message = accepting.accept(world.engine, world.account, part, wanted, body, not_before=0)
+    assert message is not None
+    return message
+
+
+def test_run_whose_last_message_could_not_be_stored_is_forgotten_like_others(world: Any) -> None:
+    first = submit(world, b"", replace(RUN, init=True))
+    world.engine.release(first)
+    assert world.start() == [first]
+    refused = submit(world, b'{"stepId": 1}')
+    world.finish(first)
+    world.engine.discard(refused)
+
+    world.clock.now += 8 * 86_400
+    sweep(world.engine)
+
+    assert list(world.account.runs) == []
+
+
+@pytest.mark.parametrize("held_by", ["queue", "key"])
+def test_end_of_a_run_takes_along_what_a_pause_holds_back(world: Any, held_by: str) -> None:
+    submit(world, b"", replace(RUN, init=True))
+    due, waiting = (submit(world, b'{"stepId": %d}' % number, queue="q", flow=FLOW) for number in (1, 2))
+    world.engine.release(due)
+    world.engine.release(waiting)
+    if held_by == "queue":
+        pause(world)
+    else:
+        world.account.flows["k"].paused = True
+    assert world.start() == []
+    assert (due.phase, waiting.phase) == (Phase.ASIDE if held_by == "queue" else Phase.READY, Phase.QUEUED)
+
+    world.engine.end_run(world.account, world.account.runs.get("wfr_1"))
+
+    assert {due.phase, waiting.phase} == {Phase.CANCELED}
+    assert world.account.queues["q"].lag == 0
+    assert waiting_for_key(world) == 0
+    pause(world, paused=False)
+    assert world.start() == []
 
 
 # Restarts
