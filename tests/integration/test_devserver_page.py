@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -144,13 +145,7 @@ def test_published_users_are_told_in_order(http: httpx.Client) -> None:
 
 
 def test_token_that_is_not_published_is_not_told() -> None:
-    own = DevUser(
-        name="own",
-        token="not published",
-        read_only_token="not published either",
-        current_signing_key="sig_1",
-        next_signing_key="sig_2",
-    )
+    own = replace(USER, name="own", token="not published")
     settings = ServerSettings(port=0, engine=EngineSettings(users=(own, OTHER_USER)))
     with running_server(settings) as url:
         found = httpx.get(f"{url}/_queuebridge/page/users.json", trust_env=False).json()
@@ -415,13 +410,7 @@ def test_page_asks_again_only_while_it_is_visible(base_url: str, http: httpx.Cli
 
 @needs_browser
 def test_typed_token_is_tried_and_refused(tmp_path: Path) -> None:
-    own = DevUser(
-        name="own",
-        token="own-token",
-        read_only_token="own-read-only-token",
-        current_signing_key="sig_1",
-        next_signing_key="sig_2",
-    )
+    own = replace(USER, name="own", token="own-token")
     typed = "(node => ((node.value = '{}'), node.dispatchEvent(new Event('change'))))(document.querySelector('#token'))"
 
     async def steps(page: Page) -> None:

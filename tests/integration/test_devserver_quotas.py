@@ -50,6 +50,17 @@ def test_publish_and_enqueue_beyond_the_daily_limit_are_refused(four_a_day: Clie
     assert again.deduplicated
 
 
+def test_batch_that_is_refused_for_a_workflow_takes_nothing_of_the_day(four_a_day: Clients) -> None:
+    plain = {"destination": URL, "headers": {"Upstash-Delay": "1h"}}
+    of_no_run = {"destination": URL, "headers": {"Upstash-Workflow-RunId": "wfr_unknown"}, "body": '{"stepId": 1}'}
+
+    assert four_a_day.http.post("/v2/batch", json=[plain, plain, of_no_run]).status_code == 400
+
+    assert [answer.keys() for answer in four_a_day.http.post("/v2/batch", json=[plain] * 4).json()] == [
+        {"messageId", "url"}
+    ] * 4
+
+
 def test_group_and_batch_that_do_not_fit_into_the_day_are_refused_whole(four_a_day: Clients) -> None:
     four_a_day.sdk.url_group.upsert_endpoints("g", [{"url": URL}, {"url": URL + "2"}])
     four_a_day.sdk.message.publish(url_group="g", delay="1h")

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from destinations import DestinationServer
 
 DEADLINE = 30.0
 
@@ -83,19 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-class _Server(ThreadingHTTPServer):
-    # With the default of 5, connections that come all at once are dropped by the kernel after they seem made: what was
-    # sent on them comes when TCP has repeated it often enough, 20 seconds later.
-    request_queue_size = 1024
-    daemon_threads = True
-    block_on_close = False
-
-
 @contextmanager
 def counting_destination() -> Iterator[CountingDestination]:
     """Run a destination for the time of the context."""
     found = CountingDestination()
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"destination": found}))
+    server = DestinationServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"destination": found}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     found.base_url = f"http://127.0.0.1:{server.server_port}"

@@ -97,13 +97,21 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class DestinationServer(ThreadingHTTPServer):
+    """One that many may connect with at once, and that does not wait for their requests when it is closed."""
+
+    daemon_threads = True
+    block_on_close = False
+    # With the default of 5, connections that come all at once are dropped by the kernel after they seem made: what was
+    # sent on them comes when TCP has repeated it often enough, 20 seconds later.
+    request_queue_size = 1024
+
+
 @contextlib.contextmanager
 def running_destination() -> Iterator[Destination]:
     """Run a destination for the length of a `with` block."""
     handler = type("Handler", (_Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    server.block_on_close = False
+    server = DestinationServer(("127.0.0.1", 0), handler)
     destination = handler.destination = Destination(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

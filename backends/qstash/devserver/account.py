@@ -199,9 +199,9 @@ class Account:
             if flow.rate_limited() and not flow.paused:
                 self._wake_at_window_end(flow)
             return None
-        message = flow.next_waiting()
+        message = flow.waiting.take()
         while message is not None and message.spec.queue is not None and self._set_aside(message):
-            message = flow.next_waiting()
+            message = flow.waiting.take()
         if message is not None:
             flow.start(now)
         self.list_flow(flow)

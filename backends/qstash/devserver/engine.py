@@ -117,6 +117,7 @@ class Engine:
         account = self.accounts[message.account]
         account.messages.pop(message.id, None)
         message.phase = Phase.CANCELED
+        account.history.forget_message(message)
         self.store.remove_message(message)
         if message.spec.workflow is not None:
             account.runs.undo(message)
@@ -235,7 +236,9 @@ class Engine:
         if phase is Phase.WAITING:
             self._timetable.note_cancelled()
         elif phase is Phase.READY and message.spec.flow is not None:
-            account.flows[message.spec.flow.key].note_cancelled()
+            account.flows[message.spec.flow.key].waiting.note_cancelled()
+        elif phase is Phase.QUEUED and message.spec.queue in account.queues:
+            account.queues[message.spec.queue].note_cancelled()
         return True
 
     def end_run(self, account: Account, run: Run) -> None:
@@ -259,6 +262,8 @@ class Engine:
 
         The driver commits and then releases the message, as after `accept`.
         """
+        if spec.queue is not None:
+            self.queue_for(account, spec.queue)
         message = self._new_message(account, spec, letter.message.body, not_before=not_before)
         self.remove_dead_letter(account, letter)
         return message

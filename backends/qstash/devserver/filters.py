@@ -36,6 +36,18 @@ PAGING: Final = frozenset({"fromDate", "toDate", "count", "cursor", "order"})
 DLQ_FILTERS: Final = frozenset(_FIELDS) - {"messageIds", "host", "path"}
 
 
+def dlq_position(text: str) -> tuple[int, int]:
+    """Return where a dead letter stands among the others, by its id or by a cursor, which has the same form.
+
+    Raises:
+        Refusal: 400 for anything else.
+    """
+    milliseconds, _, sequence = text.partition("-")
+    if not (milliseconds.isdecimal() and sequence.isdecimal() and text.isascii() and len(text) < 40):
+        raise bad_request(f"invalid cursor {text[:40]!r}")
+    return int(milliseconds), int(sequence)
+
+
 class Query:
     """The parameters of one request, each a set of accepted values.
 

@@ -62,6 +62,17 @@ class History:
             dropped += 1
         return dropped
 
+    def forget_message(self, message: Message) -> None:
+        """Drop the entries of a message that was not accepted after all; they are among the newest."""
+        others: list[LogEntry] = []
+        while self._entries and self._entries[-1].time_ms >= message.created_ms:
+            entry = self._entries.pop()
+            if entry.message is message:
+                self._bytes -= _size(entry)
+            else:
+                others.append(entry)
+        self._entries.extend(reversed(others))
+
     def newest_first(self) -> Iterator[LogEntry]:
         """Return the entries, newest first; do not add while iterating."""
         return reversed(self._entries)

@@ -12,6 +12,47 @@ from queuebridge.backends.qstash.devserver.timetable import Alarm
 _COMPACT_ABOVE: Final = 1000
 
 
+class WaitingLine:
+    """Messages in order, each in one phase as long as it waits; those cancelled meanwhile are passed over."""
+
+    __slots__ = ("_cancelled", "_messages", "_phase")
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
+        self._messages: deque[Message] = deque()
+        self._cancelled = 0
+
+    def __len__(self) -> int:
+        """Return how many messages wait."""
+        return len(self._messages) - self._cancelled
+
+    @property
+    def kept(self) -> int:
+        """How many messages are in memory, those cancelled included."""
+        return len(self._messages)
+
+    def append(self, message: Message) -> None:
+        """Put a message at the end."""
+        message.phase = self._phase
+        self._messages.append(message)
+
+    def take(self) -> Message | None:
+        """Take the longest waiting message; None if none waits."""
+        while self._messages:
+            message = self._messages.popleft()
+            if message.phase is self._phase:
+                return message
+            self._cancelled -= 1
+        return None
+
+    def note_cancelled(self) -> None:
+        """Count a waiting message that was just cancelled; where nothing moves on many such must not be kept."""
+        self._cancelled += 1
+        if self._cancelled > _COMPACT_ABOVE and self._cancelled * 2 > len(self._messages):
+            self._messages = deque(message for message in self._messages if message.phase is self._phase)
+            self._cancelled = 0
+
+
 class FifoQueue:
     """One queue: a message holds a slot from admission until it and its callbacks are finished.
 
@@ -22,20 +63,22 @@ class FifoQueue:
 
     def __init__(self, record: QueueRecord) -> None:
         self.record = record
-        self._waiting: deque[Message] = deque()
+        self._waiting = WaitingLine(Phase.QUEUED)
         self._holders: dict[str, int] = {}
         self._aside: list[Message] = []
 
     @property
     def lag(self) -> int:
         """How many messages are not delivered yet, those on their way included."""
-        waiting = sum(message.phase is Phase.QUEUED for message in self._waiting)
-        return waiting + len(self._holders)
+        return len(self._waiting) + len(self._holders)
 
     def append(self, message: Message) -> None:
         """Put a message at the end."""
-        message.phase = Phase.QUEUED
         self._waiting.append(message)
+
+    def note_cancelled(self) -> None:
+        """Count a message that was just cancelled before it was admitted."""
+        self._waiting.note_cancelled()
 
     def holds(self, message_id: str) -> bool:
         """Whether a message, or a callback of it, has a slot."""
@@ -43,12 +86,13 @@ class FifoQueue:
 
     def set_aside(self, message: Message) -> None:
         """Keep a message that is due while the queue is paused."""
+        message.phase = Phase.ASIDE
         self._aside.append(message)
 
     def take_aside(self) -> list[Message]:
         """Return the messages that were set aside, but for those cancelled meanwhile, and forget them."""
         aside, self._aside = self._aside, []
-        return [message for message in aside if message.phase is Phase.READY]
+        return [message for message in aside if message.phase is Phase.ASIDE]
 
     def hold(self, message_id: str) -> None:
         """Count one more delivery (the message itself or a callback) on behalf of a message."""
@@ -66,12 +110,10 @@ class FifoQueue:
         """Give the next message a slot and return it, or None when all are taken or none waits."""
         if self.record.paused or len(self._holders) >= self.record.parallelism:
             return None
-        while self._waiting:
-            message = self._waiting.popleft()
-            if message.phase is Phase.QUEUED:
-                self.hold(message.id)
-                return message
-        return None
+        message = self._waiting.take()
+        if message is not None:
+            self.hold(message.id)
+        return message
 
 
 class FlowKey:
@@ -82,14 +124,13 @@ class FlowKey:
     """
 
     __slots__ = (
-        "_stale", "active", "count", "listed", "paused", "pinned_parallelism", "pinned_rate", "setting",
+        "active", "count", "listed", "paused", "pinned_parallelism", "pinned_rate", "setting",
         "timer", "timer_due", "used_at", "waiting", "window_start",
     )  # fmt: skip
 
     def __init__(self, setting: FlowControl, now: float) -> None:
         self.setting = setting
-        self.waiting: deque[Message] = deque()
-        self._stale = 0
+        self.waiting = WaitingLine(Phase.READY)
         self.active = 0
         self.count = 0
         self.window_start = now
@@ -105,11 +146,6 @@ class FlowKey:
     def window_end(self) -> float:
         """When the current rate window ends, Unix seconds."""
         return self.window_start + self.setting.period_seconds
-
-    @property
-    def waiting_count(self) -> int:
-        """How many messages wait, those cancelled meanwhile not counted."""
-        return len(self.waiting) - self._stale
 
     @property
     def kept(self) -> bool:
@@ -144,22 +180,6 @@ class FlowKey:
     def rate_limited(self) -> bool:
         """Whether the current window's rate is used up."""
         return self.setting.rate is not None and self.count >= self.setting.rate
-
-    def next_waiting(self) -> Message | None:
-        """Take the longest waiting message, passing over those cancelled meanwhile."""
-        while self.waiting:
-            message = self.waiting.popleft()
-            if message.phase is Phase.READY:
-                return message
-            self._stale -= 1
-        return None
-
-    def note_cancelled(self) -> None:
-        """Count a waiting message that was just cancelled; a key that is paused must not keep many such."""
-        self._stale += 1
-        if self._stale > _COMPACT_ABOVE and self._stale * 2 > len(self.waiting):
-            self.waiting = deque(message for message in self.waiting if message.phase is Phase.READY)
-            self._stale = 0
 
     def start(self, now: float) -> None:
         """Count one call that starts now."""

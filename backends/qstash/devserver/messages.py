@@ -107,6 +107,7 @@ class Phase(Enum):
     QUEUED = "queued"  # behind others in a FIFO queue
     WAITING = "waiting"  # until a time: delay or retry
     READY = "ready"  # due, until a parallelism or rate limit lets it start
+    ASIDE = "aside"  # due, until its queue, which has admitted it, is resumed
     ACTIVE = "active"  # request in flight
     DELIVERED = "delivered"
     FAILED = "failed"

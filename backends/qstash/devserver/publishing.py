@@ -130,8 +130,7 @@ class Publisher:
             except Refusal:
                 # Only a workflow's message is refused here; its SDKs look at the status only, so that nothing of the
                 # batch may be accepted.
-                for message in messages:
-                    self._engine.discard(message)
+                self._undo(messages)
                 raise
             results.append(_answer(accepted, endpoints))
             messages += new
@@ -215,13 +214,16 @@ class Publisher:
             await self._engine.store.commit()
         except StoreError:
             if undo:
-                for message in messages:
-                    self._engine.discard(message)
-                    self._daily.count(self._engine.accounts[message.account], -1)
+                self._undo(messages)
             else:
                 self._let_go(messages)
             raise
         self._let_go(messages)
+
+    def _undo(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._engine.discard(message)
+            self._daily.count(self._engine.accounts[message.account], -1)
 
     def _let_go(self, messages: list[Message]) -> None:
         for message in messages:

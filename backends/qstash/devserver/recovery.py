@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from queuebridge.backends.qstash.devserver import flow_control, schedules
@@ -15,6 +16,7 @@ from queuebridge.backends.qstash.devserver.messages import Document, LogState, M
 from queuebridge.backends.qstash.devserver.quotas import restore_usage
 from queuebridge.backends.qstash.devserver.records import decode_keys, decode_queue
 from queuebridge.backends.qstash.devserver.workflow.runs import RECORD_KIND, RUN_KIND
+from queuebridge.backends.qstash.protocol import DEDUPLICATION_WINDOW_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +78,12 @@ def recover(engine: Engine, recovered: Recovered) -> None:
     for document in recovered.documents:
         if document.account in accounts:
             _RESTORE[document.kind](engine, document)
+    # The time may have been ahead when a publish was remembered, as tests move it.
+    latest = engine.clock() + DEDUPLICATION_WINDOW_SECONDS
     for publish in recovered.deduplication:
         if publish.account in accounts:
-            accounts[publish.account].deduplication[publish.key] = publish
+            remembered = replace(publish, expires_at=min(publish.expires_at, latest))
+            accounts[publish.account].deduplication[publish.key] = remembered
     for letter in recovered.dead_letters:
         engine.continue_after(letter.message.seq)
         if letter.message.account in accounts:

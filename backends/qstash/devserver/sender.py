@@ -78,17 +78,13 @@ class Sender:
             skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
         )
 
-    async def attempt(self, message: Message, signing_key: str) -> Outcome:
-        """Send a message once and return what came of it; never raises but for cancellation."""
-        return await self.send(message, self.headers(message, signing_key))
-
     def timeout_seconds(self, message: Message) -> int:
         """Return how long an attempt waits for its answer."""
         limit = self._plan.max_timeout_seconds
         return limit if message.spec.timeout_seconds is None else min(message.spec.timeout_seconds, limit)
 
     async def send(self, message: Message, headers: CIMultiDict[str]) -> Outcome:
-        """Send a message once, with these headers; see `attempt`."""
+        """Send a message once and return what came of it; never raises but for cancellation."""
         spec = message.spec
         seconds = self.timeout_seconds(message)
         url = spec.url

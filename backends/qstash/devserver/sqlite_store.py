@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 2
 _LAZY_SECONDS: Final = 0.02
+_MAX_JOURNAL_BYTES: Final = 16 * 1024 * 1024  # that it is cut to after one large transaction
+_MIN_UNUSED_PAGES: Final = 2048  # 8 MiB
 _MAX_ROWS: Final = 64  # per statement; with 8 columns within the 999 variables of old SQLite builds
 
 _SCHEMA: Final = """
@@ -219,6 +221,7 @@ class SqliteStore:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+        connection.execute(f"PRAGMA journal_size_limit={_MAX_JOURNAL_BYTES}")
         connection.execute("BEGIN EXCLUSIVE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
@@ -230,7 +233,22 @@ class SqliteStore:
             raise ConfigurationError(
                 f"the server's database {self._path} has format {version}, not {SCHEMA_VERSION}"
             )
-        return _read_all(connection)
+        # A later message may get the number of one that is gone, and must not take over where that stood.
+        connection.execute("DELETE FROM progress WHERE seq NOT IN (SELECT seq FROM message)")
+        found = _read_all(connection)
+        self._give_back_space(connection)
+        return found
+
+    def _give_back_space(self, connection: sqlite3.Connection) -> None:
+        """Shrink a file that is mostly empty, as after a large backlog: SQLite itself never does."""
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (unused,) = connection.execute("PRAGMA freelist_count").fetchone()
+        if unused < _MIN_UNUSED_PAGES or unused * 2 < pages:
+            return
+        try:
+            connection.execute("VACUUM")
+        except sqlite3.Error as error:  # such as a disk with no room for the copy
+            logger.warning("could not shrink the database: path=%s error=%s", self._path, error)
 
     def _write(self, batch: Batch) -> None:
         connection = self._connection

@@ -62,7 +62,7 @@ def _spec_fields(spec: MessageSpec, callback_header: str, failure_callback_heade
     ):
         if callback is not None:
             data[name] = callback.url
-            data[header_name] = header_map(callback.headers)
+            data[header_name] = _shown_headers(callback.headers, callback.redaction)
     data.update(origin_fields(spec))
     if spec.workflow is not None:
         data["workflowRunId"] = spec.workflow.run_id
@@ -182,7 +182,7 @@ def flow_view(flow: FlowKey, now: float) -> dict[str, Any]:
     setting = flow.setting
     return {
         "flowControlKey": setting.key,
-        "waitListSize": flow.waiting_count,
+        "waitListSize": len(flow.waiting),
         "parallelismMax": setting.parallelism or 0,
         "parallelismCount": flow.active,
         "rateMax": setting.rate or 0,

@@ -157,7 +157,7 @@ export function showDetails(message) {
   ]
     .filter(([, value]) => value)
     .map(([name, value]) => [h("dt", {}, name), h("dd", {}, typeof value === "string" ? visible(value) : value)]);
-  const live = ["staged", "queued", "waiting", "ready", "active"].includes(message.state) && !message.cancelRequested;
+  const live = !["delivered", "failed", "canceled"].includes(message.state) && !message.cancelRequested;
   const copy = h(
     "button",
     { type: "button", class: "plain small", onclick: () => copyText(copy, message.messageId) },

@@ -19,7 +19,7 @@ from aiohttp import web
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.callback import header_map
 from queuebridge.backends.qstash.devserver.errors import bad_request, not_found
-from queuebridge.backends.qstash.devserver.filters import Query
+from queuebridge.backends.qstash.devserver.filters import Query, dlq_position
 from queuebridge.backends.qstash.devserver.messages import (
     FINISHED,
     DeadLetter,
@@ -38,7 +38,7 @@ _DEFAULT_PAGE: Final = 25
 _MAX_SEARCHED: Final = 10_000
 _MAX_COUNTED: Final = 50_000
 
-_WAITING: Final = frozenset({Phase.STAGED, Phase.QUEUED, Phase.WAITING, Phase.READY})
+_WAITING: Final = frozenset({Phase.STAGED, Phase.QUEUED, Phase.WAITING, Phase.READY, Phase.ASIDE})
 _STATES: Final[dict[str, frozenset[Phase]]] = {
     "all": frozenset(Phase),
     "waiting": _WAITING,
@@ -124,12 +124,12 @@ def _dead_letters_page(account: Account, query: str) -> dict[str, Any]:
     search = (wanted.text("search") or "").lower()
     count = wanted.integer("count", _DEFAULT_PAGE, low=1, high=MAX_PAGE)
     cursor = wanted.text("cursor")
-    before = None if cursor is None else _position(cursor)
+    before = None if cursor is None else dlq_position(cursor)
     found: list[dict[str, Any]] = []
     searched = 0
     last = ""
     for letter in reversed(account.dead_letters.values()):
-        if before is not None and _position(letter.dlq_id) >= before:
+        if before is not None and dlq_position(letter.dlq_id) >= before:
             continue
         if len(found) == count or searched == _MAX_SEARCHED:
             return {"messages": found, "searched": searched, "cursor": last}
@@ -138,13 +138,6 @@ def _dead_letters_page(account: Account, query: str) -> dict[str, Any]:
         if not search or search in f"{_searchable(letter.message)}\n{last}\n{_failure(letter.outcome)}".lower():
             found.append(_dead_letter_row(letter))
     return {"messages": found, "searched": searched}
-
-
-def _position(dlq_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = dlq_id.partition("-")
-    if not (dlq_id.isascii() and milliseconds.isdecimal() and sequence.isdecimal() and len(dlq_id) < 40):
-        raise bad_request(f"invalid cursor {dlq_id[:40]!r}")
-    return int(milliseconds), int(sequence)
 
 
 def _newest_first(account: Account) -> Iterator[Message]:

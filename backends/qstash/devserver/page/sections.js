@@ -10,7 +10,8 @@ export function state(message) {
   const names = {
     staged: ["accepted", "grey"],
     queued: ["in queue", "grey"],
-    ready: ["due, held back", "amber"],
+    ready: ["due, held by a limit", "amber"],
+    aside: ["due, its queue is paused", "amber"],
     waiting: retrying ? ["waits to retry", "amber"] : ["delayed", "grey"],
     active: ["active", "blue"],
     delivered: ["delivered", "green"],

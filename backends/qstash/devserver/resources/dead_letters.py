@@ -10,7 +10,7 @@ from aiohttp import web
 from queuebridge.backends.qstash.devserver.account import Account
 from queuebridge.backends.qstash.devserver.destination import split_query
 from queuebridge.backends.qstash.devserver.errors import bad_request, not_found
-from queuebridge.backends.qstash.devserver.filters import DLQ_FILTERS, PAGING, Query
+from queuebridge.backends.qstash.devserver.filters import DLQ_FILTERS, PAGING, Query, dlq_position
 from queuebridge.backends.qstash.devserver.messages import DeadLetter, Message
 from queuebridge.backends.qstash.devserver.options import Directives, OptionReader, read_directives
 from queuebridge.backends.qstash.devserver.publishing import Publisher
@@ -132,13 +132,14 @@ def _page(account: Account, wanted: Query) -> tuple[list[DeadLetter], str | None
     first, last = wanted.period()
     statuses = wanted.values("responseStatus") if "responseStatus" in wanted else None
     earliest_first = wanted.order_is_earliest_first(default=True)
-    after = _position(wanted.text("cursor"))
+    cursor = wanted.text("cursor")
+    after = None if cursor is None else dlq_position(cursor)
     letters = account.dead_letters.values()
     found: list[DeadLetter] = []
     for letter in letters if earliest_first else reversed(letters):
         if after is not None:
-            position = _position(letter.dlq_id)
-            if position is None or (position <= after if earliest_first else position >= after):
+            position = dlq_position(letter.dlq_id)
+            if position <= after if earliest_first else position >= after:
                 continue
         if (
             first <= letter.entered_ms <= last
@@ -149,15 +150,6 @@ def _page(account: Account, wanted: Query) -> tuple[list[DeadLetter], str | None
             if len(found) > count:
                 return found[:count], found[count - 1].dlq_id
     return found, None
-
-
-def _position(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    milliseconds, _, sequence = text.partition("-")
-    if not (milliseconds.isdecimal() and sequence.isdecimal() and text.isascii() and len(text) < 40):
-        raise bad_request(f"invalid cursor {text[:40]!r}")
-    return int(milliseconds), int(sequence)
 
 
 def _dead_letter(account: Account, dlq_id: str) -> DeadLetter:

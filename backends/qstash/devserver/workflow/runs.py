@@ -157,7 +157,8 @@ class Runs:
         if message.seq == run.first:
             self.remove(run)
             return
-        run.pending.pop(message.id, None)
+        if run.pending.pop(message.id, None) is not None and not run.pending:
+            self._idle[run.id] = message.created_ms / 1000
         record = run.records.pop(message.seq, None)
         if record is not None:
             run.steps.pop(record.key, None)

@@ -285,3 +285,27 @@ def test_documents_are_replaced_removed_and_found_again(tmp_path: Path) -> None:
     in_store(tmp_path / "db", write)
 
     assert contents(tmp_path / "db").documents == [document("a/b", second="ü")]
+
+
+def test_file_gives_back_the_space_of_a_large_backlog(tmp_path: Path) -> None:
+    path, log = tmp_path / "db", tmp_path / "db-wal"
+    documents = [Document(account="a", kind="k", key=f"{number}", data={"x": "y" * 20_000}) for number in range(1500)]
+
+    async def fill_and_empty(store: SqliteStore, _found: Recovered) -> int:
+        for document in documents:
+            store.put_document(document)
+        await store.commit()
+        for document in documents[1:]:
+            store.remove_document(document.account, document.kind, document.key)
+        await store.commit()
+        assert log.stat().st_size > 24_000_000
+        store.put_document(documents[1])
+        await store.commit()
+        return log.stat().st_size
+
+    assert in_store(path, fill_and_empty) < 17_000_000
+    assert path.stat().st_size > 24_000_000
+
+    assert contents(path).documents == documents[:2]
+    assert path.stat().st_size < 1_000_000
+    assert contents(path).documents == documents[:2]
