@@ -36,6 +36,7 @@ NEEDS = {
     "queuebridge.backends.qstash.devserver.admin": "aiohttp",
     "queuebridge.backends.qstash.devserver.page": "aiohttp",
     "queuebridge.backends.qstash.devserver.resources": "aiohttp",
+    "queuebridge.backends.qstash.devserver.workflow": "aiohttp",
     "queuebridge.storage.redis": "redis",
     "queuebridge.storage.sql": "sqlalchemy",
     "queuebridge.storage.sql.migrations": "sqlalchemy",
