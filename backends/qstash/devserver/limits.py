@@ -182,7 +182,9 @@ class FlowKey:
         return self.setting.rate is not None and self.count >= self.setting.rate
 
     def start(self, now: float) -> None:
-        """Count one call that starts now."""
+        """Count one call that starts now; the first of a window opens it."""
+        if not self.count:
+            self.window_start = now
         self.active += 1
         self.count += 1
         self.used_at = now

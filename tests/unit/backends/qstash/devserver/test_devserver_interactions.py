@@ -300,3 +300,12 @@ def test_headers_of_callbacks_are_redacted_with_those_of_the_message(world: Any)
 
     assert "s3cret" not in repr(shown)
     assert shown["callbackHeader"]["X-Open"] == shown["failureCallbackHeader"]["X-Open"] == ["yes"]
+
+
+def test_rate_window_opens_with_the_first_call_and_not_with_a_delayed_publish(world: Any) -> None:
+    limit = FlowControl(key="k", rate=1, period_seconds=10)
+    first, second = world.publish(flow=limit, delay=9), world.publish(flow=limit, delay=9)
+    assert world.advance(9) == [first]
+    assert world.advance(9) == []
+
+    assert world.advance(1) == [second]
