@@ -47,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.stash[_settings].get(SERVICES_VARIABLE, "required") != "required":
         raise pytest.UsageError(f"{SERVICES_VARIABLE} is either unset or 'required'.")
     signal.signal(signal.SIGTERM, _end_in_order)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has what it runs in the background ignore it, and so would every child of ours.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Not loaded by its entry point when coverage is measured, which has to see our modules being imported.
     if not config.pluginmanager.has_plugin("queuebridge"):
         config.pluginmanager.import_plugin("queuebridge.testing.plugin")
