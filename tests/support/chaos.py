@@ -12,10 +12,11 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chaos_tasks import EFFECTS_VARIABLE, identity
+from chaos_tasks import EFFECTS_VARIABLE, identity, is_stopped
 from private_ledgers import PrivateLedger
 from processes import POLL_SECONDS, SUPPORT, ChildProcess, Spawner, free_port, wait_until
 
@@ -293,6 +294,8 @@ class Chaos:
             for one in running:
                 with suppress(OSError):
                     os.kill(one, signal.SIGSTOP)
+                    # Until it is scheduled out it runs on, and may have an effect.
+                    wait_until(partial(is_stopped, one), what=f"process {one} to stop")
                     self.killed[identity(one)] = time.time()
             frozen |= running
 

@@ -23,8 +23,22 @@ def identity(pid: int) -> str:
     Raises:
         OSError: There is no such process any more.
     """
-    # The name of the program, in parentheses, may hold anything; the 22nd field is the start time.
-    return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    return f"{pid}:{_status(pid)[19]}"
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process stands still, or has ended and is not yet waited for.
+
+    Raises:
+        OSError: There is no such process any more.
+    """
+    return _status(pid)[0] in {"T", "Z", "X"}
+
+
+def _status(pid: int) -> list[str]:
+    # The name of the program, in parentheses, may hold anything; after it come the state and, as the 22nd field of all,
+    # the start time.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def append(path: str, line: dict[str, Any]) -> None:
