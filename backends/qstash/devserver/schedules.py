@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from queuebridge.backends.qstash.devserver.cron import CronError, parse_cron
-from queuebridge.backends.qstash.devserver.errors import Refusal, over_quota
+from queuebridge.backends.qstash.devserver.errors import Refusal, check_queue_count
 from queuebridge.backends.qstash.devserver.groups import resolve
 from queuebridge.backends.qstash.devserver.messages import Document, Message, MessageSpec, Phase
 from queuebridge.backends.qstash.devserver.records import decode_spec, encode_spec
@@ -172,7 +172,9 @@ class Schedules:
         schedule.error = None
         messages: list[Message] = []
         try:
-            self._check_queue(account, schedule.definition.spec.queue)
+            queue = schedule.definition.spec.queue
+            if queue is not None and queue not in account.queues:
+                check_queue_count(self._engine.settings.plan, len(account.queues))
             for spec in self._specs(account, schedule):
                 not_before = due + schedule.definition.delay_seconds
                 _, message = self._engine.accept(account, spec, schedule.definition.body, not_before=not_before)
@@ -183,11 +185,6 @@ class Schedules:
         schedule.states = {message.id: "IN_PROGRESS" for message in messages}
         self._staged += messages
         self._plan_next(schedule, max(due, self._started_at))
-
-    def _check_queue(self, account: Account, queue: str | None) -> None:
-        limit = self._engine.settings.plan.max_queues
-        if queue is not None and queue not in account.queues and len(account.queues) >= limit:
-            raise over_quota("maxQueues", limit)
 
     def _specs(self, account: Account, schedule: Schedule) -> Iterator[MessageSpec]:
         definition = schedule.definition
