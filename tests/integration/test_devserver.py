@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from destinations import DEADLINE, Destination, running_destination
+from destinations import DEADLINE, Destination
 from processes import ChildProcess, Spawner, wait_until
 from qstash import AsyncQStash, QStash, Receiver
 
@@ -26,45 +26,11 @@ USER, OTHER_USER = DEV_USERS[:2]
 AUTHORIZED = {"Authorization": f"Bearer {USER.token}"}
 
 
-@pytest.fixture
-def destination() -> Iterator[Destination]:
-    """A destination for deliveries."""
-    with running_destination() as found:
-        yield found
-
-
 @pytest.fixture(scope="module")
 def base_url() -> Iterator[str]:
     """A server in memory that retries a thousand times as fast."""
     with running_server(ServerSettings(port=0, engine=EngineSettings(time_scale=1000))) as url:
         yield url
-
-
-@pytest.fixture
-def sdk() -> Iterator[Callable[..., QStash]]:
-    """Make SDK clients; their connections, which they cannot close, are closed with the test."""
-    made = []
-
-    def make(base_url: str, token: str = USER.token) -> QStash:
-        made.append(QStash(token, base_url=base_url, retry=False))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.http._client.close()
-
-
-@pytest.fixture
-def client(base_url: str, sdk: Callable[..., QStash]) -> QStash:
-    """The SDK's client of the first user."""
-    return sdk(base_url)
-
-
-@pytest.fixture
-def http(base_url: str) -> Iterator[httpx.Client]:
-    """A plain HTTP client of the first user."""
-    with httpx.Client(base_url=base_url, headers=AUTHORIZED, trust_env=False) as found:
-        yield found
 
 
 def states(http: httpx.Client, message_id: str) -> list[str]:

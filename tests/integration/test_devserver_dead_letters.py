@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from destinations import Clients, Destination, running, running_destination
-
-
-@pytest.fixture
-def destination() -> Iterator[Destination]:
-    with running_destination() as found:
-        yield found
-
-
-@pytest.fixture
-def clients() -> Iterator[Clients]:
-    with running() as found:
-        yield found
+from destinations import Clients, Destination
 
 
 def dead_letters(clients: Clients, destination: Destination, count: int, **options: Any) -> list[str]:

@@ -41,33 +41,6 @@ def base_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def http(base_url: str) -> Iterator[httpx.Client]:
-    """A plain HTTP client of the first user."""
-    with httpx.Client(base_url=base_url, headers=AUTHORIZED, trust_env=False) as found:
-        yield found
-
-
-@pytest.fixture
-def sdk() -> Iterator[Callable[[str], QStash]]:
-    """Make SDK clients; their connections, which they cannot close, are closed with the test."""
-    made = []
-
-    def make(base_url: str) -> QStash:
-        made.append(QStash(USER.token, base_url=base_url, retry=False))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.http._client.close()
-
-
-@pytest.fixture
-def client(base_url: str, sdk: Callable[[str], QStash]) -> QStash:
-    """The SDK's client of the first user."""
-    return sdk(base_url)
-
-
 def publish(http: httpx.Client, url: str, key: str, value: str, **headers: str) -> None:
     limits = {"Upstash-Flow-Control-Key": key, "Upstash-Flow-Control-Value": value}
     http.post(f"/v2/publish/{url}", headers={**limits, **headers}).raise_for_status()

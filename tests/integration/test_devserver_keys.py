@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from counting_destination import CountingDestination, Request, counting_destination
+from counting_destination import CountingDestination, counting_destination
+from destinations import Arrival
 from processes import Spawner
 from qstash import QStash, Receiver
 from qstash.errors import SignatureError
@@ -27,21 +28,7 @@ def destination() -> Iterator[CountingDestination]:
         yield found
 
 
-@pytest.fixture
-def sdk() -> Iterator[Callable[..., QStash]]:
-    """Make SDK clients; their connections, which they cannot close, are closed with the test."""
-    made = []
-
-    def make(base_url: str, token: str = USER.token) -> QStash:
-        made.append(QStash(token, base_url=base_url, retry=False))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.http._client.close()
-
-
-def verify(receiver: Receiver, request: Request) -> None:
+def verify(receiver: Receiver, request: Arrival) -> None:
     receiver.verify(signature=request.headers["upstash-signature"], body=request.body.decode())
 
 

@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from destinations import Clients, Destination, connected, running, running_destination
+from destinations import Clients, Destination, connected, running
 from processes import ChildProcess, Spawner
 
 from queuebridge.backends.qstash.devserver import ServerSettings, running_server
 from queuebridge.backends.qstash.protocol import PLANS
-
-
-@pytest.fixture
-def destination() -> Iterator[Destination]:
-    with running_destination() as found:
-        yield found
-
-
-@pytest.fixture
-def clients() -> Iterator[Clients]:
-    with running() as found:
-        yield found
 
 
 def test_queue_is_created_changed_listed_and_deleted(clients: Clients) -> None:

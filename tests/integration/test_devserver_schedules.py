@@ -57,33 +57,6 @@ def base_url_before_the_minute(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         yield url
 
 
-@pytest.fixture
-def sdk() -> Iterator[Callable[..., QStash]]:
-    """Make SDK clients; their connections, which they cannot close, are closed with the test."""
-    made = []
-
-    def make(base_url: str, token: str = USER.token) -> QStash:
-        made.append(QStash(token, base_url=base_url, retry=False))
-        return made[-1]
-
-    yield make
-    for client in made:
-        client.http._client.close()
-
-
-@pytest.fixture
-def client(base_url: str, sdk: Callable[..., QStash]) -> QStash:
-    """The SDK's client of the first user."""
-    return sdk(base_url)
-
-
-@pytest.fixture
-def http(base_url: str) -> Iterator[httpx.Client]:
-    """A plain HTTP client of the first user."""
-    with httpx.Client(base_url=base_url, headers=AUTHORIZED, trust_env=False) as found:
-        yield found
-
-
 def test_scheduled_message_arrives_at_the_full_minute_with_what_was_asked_for(
     base_url_before_the_minute: str, sdk: Callable[..., QStash], destination: CountingDestination
 ) -> None:

@@ -39,13 +39,6 @@ def application(base_url: str) -> Iterator[Application]:
     found.stop()
 
 
-@pytest.fixture
-def http(base_url: str) -> Iterator[httpx.Client]:
-    """A plain HTTP client of the user."""
-    with httpx.Client(base_url=base_url, headers=AUTHORIZED, trust_env=False) as found:
-        yield found
-
-
 def start_run(http: httpx.Client, url: str, run_id: str, payload: Any = PAYLOAD, **headers: str) -> dict[str, Any]:
     """Begin a run as `client.trigger` of the TypeScript SDK does."""
     item = {

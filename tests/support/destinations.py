@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from processes import wait_until
@@ -19,24 +20,37 @@ from queuebridge.backends.qstash.protocol import DEFAULT_DEV_USER
 DEADLINE = 20.0
 
 
+# Status, headers and body.
+Answer = tuple[int, dict[str, str], bytes]
+
+
 @dataclass(frozen=True)
 class Arrival:
-    """One request that arrived; header names are in lower case."""
+    """One request that arrived; `at` is by the monotonic clock, header names are in lower case."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    at: float = field(default_factory=time.monotonic, compare=False)
+
+
+class Takes(Protocol):
+    """Decides what a request is answered with."""
+
+    def take(self, arrival: Arrival) -> Answer:
+        """Return the answer to a request, when it is to be given."""
+        ...
 
 
 @dataclass
 class Destination:
     """A destination on the loopback that answers as told and remembers what arrived."""
 
-    base_url: str
+    base_url: str = ""
     arrivals: list[Arrival] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
-    answers: dict[str, list[tuple[int, dict[str, str], bytes]]] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     let_go: threading.Event = field(default_factory=threading.Event)
 
@@ -61,8 +75,8 @@ class Destination:
             assert enough, f"{len(self.arrivals)} of {count} requests arrived"
             return list(self.arrivals)
 
-    def take(self, arrival: Arrival) -> tuple[int, dict[str, str], bytes]:
-        """Remember a request and return what to answer it with: status, headers and body."""
+    def take(self, arrival: Arrival) -> Answer:
+        """Remember a request and return what to answer it with."""
         with self.changed:
             self.arrivals.append(arrival)
             self.changed.notify_all()
@@ -75,7 +89,7 @@ class Destination:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    destination: Destination
+    destination: Takes
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -108,20 +122,28 @@ class DestinationServer(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running_destination() -> Iterator[Destination]:
-    """Run a destination for the length of a `with` block."""
-    handler = type("Handler", (_Handler,), {})
-    server = DestinationServer(("127.0.0.1", 0), handler)
-    destination = handler.destination = Destination(f"http://127.0.0.1:{server.server_port}")
+def serving(destination: Takes) -> Iterator[str]:
+    """Have requests answered for the length of a `with` block; yields the base URL."""
+    server = DestinationServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"destination": destination}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield destination
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        destination.let_go.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def running_destination() -> Iterator[Destination]:
+    """Run a destination for the length of a `with` block."""
+    destination = Destination()
+    with serving(destination) as destination.base_url:
+        try:
+            yield destination
+        finally:
+            destination.let_go.set()
 
 
 @dataclass(frozen=True)
